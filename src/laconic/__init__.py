@@ -1,0 +1,1 @@
+"""Make what deep learning carries smaller, and prove what that cost."""

@@ -1,0 +1,16 @@
+"""Settings of the whole suite: one thread, fixed seeds, no network."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _steady() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
