@@ -1,0 +1,294 @@
+"""compress(): model + recipe + data + budget -> artefact + report, resumable."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from laconic import artifact, measure
+from laconic.budget import parse_budget
+from laconic.checkpoints import WorkFolder, fingerprint
+from laconic.dial import meet_budget
+from laconic.errors import ConfigError, RecipeError
+from laconic.files import refuse_existing
+from laconic.forms import install_, installed
+from laconic.outcome import build_report, finish_artifact
+from laconic.plan import make_plan, require_selection
+from laconic.progress import NullProgress, Progress
+from laconic.recipe import Recipe
+from laconic.result import Result
+from laconic.seeds import generator_for
+from laconic.task import Task
+from laconic.weights.base import LayerStep, ModelStep, Site
+from laconic.weights.calibrate import gather_
+from laconic.weights.recover.base import RecoverJob
+from laconic.weights.sites import find_sites
+
+
+@dataclass
+class Run:
+    """State of one compression: the original, the model at work, and what was done so far."""
+
+    original: nn.Module
+    model: nn.Module
+    recipe: Recipe
+    task: Task | None
+    work: WorkFolder
+    device: str
+    seed: int
+    progress: Progress
+    budget_bytes: int | None = None
+    sites: list[Site] = field(default_factory=list)
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def generator(self, step: int, site: str) -> torch.Generator:
+        """Return the source of randomness of one step at one site."""
+        return generator_for(self.seed, step, site)
+
+
+def compress(
+    model: nn.Module,
+    recipe: Recipe | str,
+    task: Task | None = None,
+    *,
+    out: str | Path | None = None,
+    budget: str | None = None,
+    device: str = "cpu",
+    seed: int = 0,
+    threads: int | None = None,
+    resume: bool = False,
+    force: bool = False,
+    latency: bool = False,
+    baselines: bool = False,
+    source: Path | None = None,
+    progress: Progress | None = None,
+) -> Result:
+    """Compress a model by a recipe; the given model is not changed.
+
+    Args:
+        model: Trained model; its parameters may lie on any device.
+        recipe: A recipe, the path of a YAML file, or the name of a built-in one.
+        task: Data, loss and metrics. Without it no step may need data, recovery is data-free,
+            and quality is not measured.
+        out: Folder of the artefact; a temporary one that lives as long as the result if None.
+        budget: Greatest size of the artefact: ``"1.5MB"``, ``"8x"`` or ``"3.0bits"`` a weight.
+        device: Where the work is done.
+        seed: Seed of everything random.
+        threads: CPU threads; those of the process if None. Part of what fixes the bytes.
+        resume: Go on where a killed run with the same arguments stopped.
+        force: Replace ``out`` and what an unfinished run left.
+        latency: Measure latency, a process per variant; some ten seconds.
+        baselines: Also measure plain rounding at 8, 4, 3 and 2 bits for the trade-off plot.
+        source: Folder of the original Hugging Face model, whose tokenizer files are taken along.
+        progress: Where progress is shown.
+
+    Returns:
+        The compressed model as it loads from the artefact, the report, and the folder.
+
+    Raises:
+        RecipeError: The recipe does not fit itself or the model.
+        BudgetError: The budget is below the smallest size that the recipe reaches.
+        ConfigError: ``out`` exists, or a setting is wrong.
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
+    recipe.check()
+    keep = tempfile.TemporaryDirectory(prefix="laconic-") if out is None else None
+    folder = Path(keep.name) / "artifact" if keep else Path(str(out))
+    with _threads(threads):
+        parsed = parse_budget(budget) if budget else None
+        make_plan(model, recipe)
+        _check_data(recipe, task)
+        job = {
+            "recipe": recipe.to_dict(), "budget": budget, "seed": seed, "device": device,
+            "threads": torch.get_num_threads(), "task": _describe(task),
+        }  # fmt: skip
+        if resume and (folder / "laconic.json").is_file():
+            return Result.open(folder)
+        refuse_existing(folder, force=force)
+        work = WorkFolder(
+            folder.parent / f".{folder.name}.work",
+            fingerprint(model, job),
+            resume=resume,
+            force=force,
+        )
+        run = Run(
+            original=_frozen(model, device), model=_frozen(model, device), recipe=recipe,
+            task=task, work=work, device=device, seed=seed, progress=progress or NullProgress(),
+        )  # fmt: skip
+        run.sites = find_sites(run.original)
+        if parsed:
+            run.budget_bytes = parsed.bytes_for(
+                original_bytes=measure.dense_bytes(run.original),
+                weights=sum(site.original.numel() for site in run.sites),
+            )
+            meet_budget(run, run_steps)
+        else:
+            run_steps(run)
+        built = finish_artifact(run, folder, job=job, source=source, force=force)
+        report = build_report(run, built, job=job, latency=latency, baselines=baselines)
+        result = Result.publish(built, folder, report, force=force, keep=keep)
+        work.remove()
+        return result
+
+
+def run_steps(
+    run: Run, *, first: int = 0, tag: str = "", chosen: dict[int, dict[str, LayerStep]] | None = None
+) -> None:
+    """Run the steps of a recipe from ``first`` on, taking up finished ones from the work folder.
+
+    Args:
+        run: The run; its model and sites are changed in place.
+        first: Index of the first step.
+        tag: Part of the checkpoint names; tells attempts at a budget apart.
+        chosen: Settings per site that a budget chose, by step index.
+    """
+    del run.steps[first:]
+    for index in range(first, len(run.recipe.steps)):
+        name = f"step-{index + 1:02d}{tag}"
+        summary = run.work.finished(name)
+        if summary is None:
+            summary = _run_step(run, index, name, (chosen or {}).get(index))
+        else:
+            restore(run, name)
+        run.steps.append(summary)
+
+
+def _run_step(
+    run: Run, index: int, name: str, chosen: dict[str, LayerStep] | None
+) -> dict[str, Any]:
+    step, start = run.recipe.steps[index], time.perf_counter()
+    details: dict[str, Any] = {}
+    if isinstance(step, LayerStep):
+        run_layer_step(run, index, chosen)
+    elif isinstance(step, ModelStep):
+        details = step.run_(
+            RecoverJob(
+                model=run.model, original=run.original, task=run.task, seed=run.seed + index,
+                device=run.device, checkpoint=run.work.training_path(name), progress=run.progress,
+            )  # fmt: skip
+        )
+    saved = save_state(run, name)
+    summary = {
+        "step": step.method_name,
+        "seconds": round(time.perf_counter() - start, 3),
+        "bytes_after": saved,
+        "metrics_after": measure.evaluate(run.model, run.task, device=run.device)
+        if run.task
+        else None,
+        "details": details,
+    }
+    run.work.finish(name, summary)
+    return summary
+
+
+def run_layer_step(run: Run, index: int, chosen: dict[str, LayerStep] | None = None) -> None:
+    """Fit one step at every site that it selects and put the new forms into the model."""
+    step = run.recipe.steps[index]
+    if not isinstance(step, LayerStep):
+        raise ConfigError(f"step {index + 1} ({step.method_name}) does not work site by site.")
+    selected = require_selection(step, run.sites, index + 1)
+    resolved = chosen or step.resolve(selected)
+    bar = run.progress.start(f"{index + 1}. {step.method_name}", len(selected))
+    for group in gathered(run, step, selected, resolved):
+        for site in group:
+            fitted = resolved[site.name].fit(site, run.generator(index, site.name))
+            site.form = fitted
+            install_(run.model, site.name, fitted, layout=site.layout)
+            run.progress.advance(bar, note=site.name)
+    run.progress.finish(bar)
+
+
+def gathered(
+    run: Run, step: LayerStep, selected: list[Site], resolved: dict[str, LayerStep]
+) -> Iterator[list[Site]]:
+    """Yield the selected sites in groups, with the statistics that their step asks for."""
+    needs = {site.name: resolved[site.name].needs for site in selected}
+    if not any(needs.values()):
+        yield selected
+        return
+    compensated = step.propagate == "compensated"
+    yield from gather_(
+        run.model if compensated else run.original,
+        selected,
+        run.task,
+        needs,
+        propagate=step.propagate,
+        progress=run.progress,
+    )
+
+
+def save_state(run: Run, name: str) -> int:
+    """Save the model at work as the checkpoint of a step; return its bytes on disk."""
+    saved = artifact.save(
+        run.model, run.work.model_path(name), effort=run.recipe.coding, force=True
+    )
+    return int(saved.deployed_bytes)
+
+
+def restore(run: Run, name: str) -> None:
+    """Take the model after a step from the work folder."""
+    run.model = artifact.load(
+        run.work.model_path(name),
+        model=_frozen(run.original, run.device),
+        device=run.device,
+        kernels="exact",
+    )
+    forms = {path: held.form for path, held in installed(run.model).items()}
+    for site in run.sites:
+        site.form = forms.get(site.name, site.form)
+
+
+def reset(run: Run) -> None:
+    """Go back to the original model, as before the first step."""
+    run.model = _frozen(run.original, run.device)
+    fresh = {site.name: site for site in find_sites(run.original)}
+    for site in run.sites:
+        site.form = fresh[site.name].form
+
+
+def _check_data(recipe: Recipe, task: Task | None) -> None:
+    for number, step in enumerate(recipe.steps, 1):
+        if step.needs and (task is None or task.calibration_split() is None):
+            raise RecipeError(
+                f"step {number} ({step.method_name}) needs calibration data for "
+                f"{sorted(step.needs)}. Give --data NAME, or a Task with train or calibration."
+            )
+
+
+def _describe(task: Task | None) -> dict[str, Any] | None:
+    if task is None:
+        return None
+    sizes = {
+        name: len(split)
+        for name in ("train", "calibration", "test")
+        if (split := getattr(task, name)) is not None
+    }
+    return {"name": task.name, "kind": task.kind, "batch_size": task.batch_size, **sizes}
+
+
+def _frozen(model: nn.Module, device: str) -> nn.Module:
+    copy = deepcopy(model).to(device).eval()
+    return copy.requires_grad_(False)
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    held = torch.get_num_threads()
+    if count is not None:
+        if count < 1:
+            raise ConfigError(f"threads={count} must be at least 1.")
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(held)

@@ -1,0 +1,130 @@
+"""What a recipe would do to a model, site by site, before any work starts."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from laconic.errors import RecipeError, nearest
+from laconic.forms.base import Form
+from laconic.forms.dense import Dense
+from laconic.recipe import Recipe
+from laconic.weights.base import LayerStep, Site, Step
+from laconic.weights.sites import find_sites, unsupported
+
+
+@dataclass(frozen=True)
+class SitePlan:
+    """What would be done to one site.
+
+    Attributes:
+        name: Path of the parameter.
+        kind: Kind of the site.
+        shape: Shape of the weight.
+        steps: Names of the steps that work on it, in order.
+        form: Sketch of the form that would result, on the meta device.
+        original_bytes: Bytes of the dense weight.
+        predicted_bytes: Bytes at fixed width; entropy coding makes the file smaller.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    steps: tuple[str, ...]
+    form: Form
+    original_bytes: int
+    predicted_bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a recipe would do to a model.
+
+    Attributes:
+        sites: One row a site, in model order.
+        rest_bytes: Bytes of what no step touches: biases, norms, buffers.
+        unsupported: Weights that no method works on, with the reason.
+    """
+
+    sites: tuple[SitePlan, ...]
+    rest_bytes: int
+    unsupported: dict[str, str]
+
+    @property
+    def original_bytes(self) -> int:
+        """Bytes of all tensors of the original model."""
+        return self.rest_bytes + sum(site.original_bytes for site in self.sites)
+
+    @property
+    def predicted_bytes(self) -> int:
+        """Bytes of all tensors afterwards at fixed width, before entropy coding."""
+        return self.rest_bytes + sum(site.predicted_bytes for site in self.sites)
+
+
+def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
+    """Try every step on a sketch of every site it selects.
+
+    Raises:
+        RecipeError: A step selects no site, or does not compose with what came before it.
+        LayerError: A step's settings do not fit a layer.
+    """
+    sites = find_sites(model)
+    rows = tuple(_site_plan(site, recipe) for site in sites)
+    for number, step in enumerate(recipe.steps, 1):
+        if isinstance(step, LayerStep):
+            require_selection(step, sites, number)
+    tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}.values()
+    everything = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    covered = sum(row.original_bytes for row in rows)
+    return Plan(rows, everything - covered, unsupported(model))
+
+
+def _site_plan(site: Site, recipe: Recipe) -> SitePlan:
+    form, done = sketch_of(site), []
+    for number, step in enumerate(recipe.steps, 1):
+        if not step.selects(site):
+            continue
+        try:
+            form = step.for_site(site.name).sketch(form, site=site.name)
+        except RecipeError as error:
+            raise RecipeError(f"step {number} at {site.name}: {error}") from error
+        done.append(step.method_name)
+    return SitePlan(
+        site.name,
+        site.kind,
+        site.form.shape,
+        tuple(done),
+        form,
+        site.form.nbytes,
+        form.nbytes,
+    )
+
+
+def sketch_of(site: Site) -> Form:
+    """Return the site's form with its parts on the meta device."""
+    if isinstance(site.form, Dense):
+        return Dense(torch.empty(site.form.shape, dtype=site.form.dtype, device="meta"))
+    return deepcopy(site.form).to("meta")
+
+
+def require_selection(step: Step, sites: list[Site], number: int) -> list[Site]:
+    """Return the sites a step selects.
+
+    Raises:
+        RecipeError: None; the message shows what the scope asked for and what there is.
+    """
+    selected = [site for site in sites if step.selects(site)]
+    if selected:
+        return selected
+    kinds = sorted({site.kind for site in sites})
+    names = [site.name for site in sites]
+    hint = "".join(nearest(pattern, names) for pattern in step.where.include)
+    raise RecipeError(
+        f"step {number} ({step.method_name}) selects no site: include="
+        f"{list(step.where.include)}, exclude={list(step.where.exclude)}, types="
+        f"{list(step.where.types or step.default_types)}; the model has {len(sites)} sites of "
+        f"types {kinds}.{hint} `laconic compress --dry-run` lists them."
+    )
