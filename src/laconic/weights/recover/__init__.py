@@ -1,1 +1,1 @@
-"""Room: weights/recover."""
+"""Recovery: win back by training what compression cost."""
