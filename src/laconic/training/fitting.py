@@ -70,7 +70,7 @@ def fit(
         seconds: Length as a time box.
         lr: Peak learning rate.
         table_lr: Peak rate of parameters that many weights share (codebook tables, scales); a
-            tenth of ``lr`` where None.
+            third of ``lr`` where None.
         weight_decay: Decay of matrices; vectors, tables and scales never decay.
         batch_size: Examples of a step; the task's, or 64, where None.
         seed: Source of the order and of all randomness in the model.
@@ -104,7 +104,7 @@ def fit(
         split=_require_data(split, label),
         batch_size=int(getattr(objective, "batch_size", 64) if batch_size is None else batch_size),
         lr=lr,
-        table_lr=lr / 10 if table_lr is None else table_lr,
+        table_lr=lr / 3 if table_lr is None else table_lr,
         weight_decay=weight_decay,
         seed=seed,
         warmup=warmup,

@@ -142,7 +142,8 @@ class Run:
         self.masters.clear()
         loss = self.loss(self.running, self._share(batch))
         value = float(loss.detach())
-        if not isfinite(value):
+        # Of several processes all must stop at the same place: there the gradient tells.
+        if not isfinite(value) and self.accelerator.num_processes == 1:
             raise self._not_finite(f"the loss is {value}", step, total)
         self.accelerator.backward(loss)
         self.masters.take_gradients()

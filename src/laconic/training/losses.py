@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from laconic.errors import ConfigError, nearest
 from laconic.task import Batch, Task
@@ -119,7 +120,8 @@ def listening(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tens
     Raises:
         ConfigError: The model has no module of a name; has the nearest one.
     """
-    modules = dict(model.named_modules())
+    inner = model.module if isinstance(model, DistributedDataParallel) else model
+    modules = dict(inner.named_modules())
     seen: dict[str, Tensor] = {}
     handles = []
     try:

@@ -42,7 +42,7 @@ class Recover(ModelStep):
         epochs: Length in passes over the training data.
         steps: Length in optimizer steps.
         lr: Peak learning rate of weights.
-        table_lr: Peak rate of tables and scales, which move many weights at once; a tenth of
+        table_lr: Peak rate of tables and scales, which move many weights at once; a third of
             ``lr`` where none.
         weight_decay: Decay of matrices.
         batch_size: Examples of a step; the task's where none.
