@@ -34,28 +34,6 @@ from laconic.weights.recover.base import RecoverJob
 from laconic.weights.sites import find_sites
 
 
-@dataclass
-class Run:
-    """State of one compression: the original, the model at work, and what was done so far."""
-
-    original: nn.Module
-    model: nn.Module
-    recipe: Recipe
-    task: Task | None
-    work: WorkFolder
-    device: str
-    seed: int
-    progress: Progress
-    budget_bytes: int | None = None
-    sites: list[Site] = field(default_factory=list)
-    steps: list[dict[str, Any]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    def generator(self, step: int, site: str) -> torch.Generator:
-        """Return the source of randomness of one step at one site."""
-        return generator_for(self.seed, step, site)
-
-
 def compress(
     model: nn.Module,
     recipe: Recipe | str,
@@ -141,121 +119,6 @@ def compress(
         return result
 
 
-def run_steps(
-    run: Run, *, first: int = 0, tag: str = "", chosen: dict[int, dict[str, LayerStep]] | None = None
-) -> None:
-    """Run the steps of a recipe from ``first`` on, taking up finished ones from the work folder.
-
-    Args:
-        run: The run; its model and sites are changed in place.
-        first: Index of the first step.
-        tag: Part of the checkpoint names; tells attempts at a budget apart.
-        chosen: Settings per site that a budget chose, by step index.
-    """
-    del run.steps[first:]
-    for index in range(first, len(run.recipe.steps)):
-        name = f"step-{index + 1:02d}{tag}"
-        summary = run.work.finished(name)
-        if summary is None:
-            summary = _run_step(run, index, name, (chosen or {}).get(index))
-        else:
-            restore(run, name)
-        run.steps.append(summary)
-
-
-def _run_step(
-    run: Run, index: int, name: str, chosen: dict[str, LayerStep] | None
-) -> dict[str, Any]:
-    step, start = run.recipe.steps[index], time.perf_counter()
-    details: dict[str, Any] = {}
-    if isinstance(step, LayerStep):
-        run_layer_step(run, index, chosen)
-    elif isinstance(step, ModelStep):
-        details = step.run_(
-            RecoverJob(
-                model=run.model, original=run.original, task=run.task, seed=run.seed + index,
-                device=run.device, checkpoint=run.work.training_path(name), progress=run.progress,
-            )  # fmt: skip
-        )
-    saved = save_state(run, name)
-    summary = {
-        "step": step.method_name,
-        "seconds": round(time.perf_counter() - start, 3),
-        "bytes_after": saved,
-        "metrics_after": measure.evaluate(run.model, run.task, device=run.device)
-        if run.task
-        else None,
-        "details": details,
-    }
-    run.work.finish(name, summary)
-    return summary
-
-
-def run_layer_step(run: Run, index: int, chosen: dict[str, LayerStep] | None = None) -> None:
-    """Fit one step at every site that it selects and put the new forms into the model."""
-    step = run.recipe.steps[index]
-    if not isinstance(step, LayerStep):
-        raise ConfigError(f"step {index + 1} ({step.method_name}) does not work site by site.")
-    selected = require_selection(step, run.sites, index + 1)
-    resolved = chosen or step.resolve(selected)
-    bar = run.progress.start(f"{index + 1}. {step.method_name}", len(selected))
-    for group in gathered(run, step, selected, resolved):
-        for site in group:
-            fitted = resolved[site.name].fit(site, run.generator(index, site.name))
-            site.form = fitted
-            install_(run.model, site.name, fitted, layout=site.layout)
-            run.progress.advance(bar, note=site.name)
-    run.progress.finish(bar)
-
-
-def gathered(
-    run: Run, step: LayerStep, selected: list[Site], resolved: dict[str, LayerStep]
-) -> Iterator[list[Site]]:
-    """Yield the selected sites in groups, with the statistics that their step asks for."""
-    needs = {site.name: resolved[site.name].needs for site in selected}
-    if not any(needs.values()):
-        yield selected
-        return
-    compensated = step.propagate == "compensated"
-    yield from gather_(
-        run.model if compensated else run.original,
-        selected,
-        run.task,
-        needs,
-        propagate=step.propagate,
-        progress=run.progress,
-    )
-
-
-def save_state(run: Run, name: str) -> int:
-    """Save the model at work as the checkpoint of a step; return its bytes on disk."""
-    saved = artifact.save(
-        run.model, run.work.model_path(name), effort=run.recipe.coding, force=True
-    )
-    return int(saved.deployed_bytes)
-
-
-def restore(run: Run, name: str) -> None:
-    """Take the model after a step from the work folder."""
-    run.model = artifact.load(
-        run.work.model_path(name),
-        model=_frozen(run.original, run.device),
-        device=run.device,
-        kernels="exact",
-    )
-    forms = {path: held.form for path, held in installed(run.model).items()}
-    for site in run.sites:
-        site.form = forms.get(site.name, site.form)
-
-
-def reset(run: Run) -> None:
-    """Go back to the original model, as before the first step."""
-    run.model = _frozen(run.original, run.device)
-    fresh = {site.name: site for site in find_sites(run.original)}
-    for site in run.sites:
-        site.form = fresh[site.name].form
-
-
 def _check_data(recipe: Recipe, task: Task | None) -> None:
     for number, step in enumerate(recipe.steps, 1):
         if step.needs and (task is None or task.calibration_split() is None):
@@ -274,11 +137,6 @@ def _describe(task: Task | None) -> dict[str, Any] | None:
         if (split := getattr(task, name)) is not None
     }
     return {"name": task.name, "kind": task.kind, "batch_size": task.batch_size, **sizes}
-
-
-def _frozen(model: nn.Module, device: str) -> nn.Module:
-    copy = deepcopy(model).to(device).eval()
-    return copy.requires_grad_(False)
 
 
 @contextmanager

@@ -1,1 +1,25 @@
-"""Room: measure."""
+"""What compression cost: quality, bytes, latency, memory, and on which machine."""
+
+from __future__ import annotations
+
+from laconic.measure.compare import logit_kl, output_errors
+from laconic.measure.environment import environment
+from laconic.measure.intervals import Metric, bootstrap, wilson
+from laconic.measure.latency import Timing, export_onnx, latency, peak_memory
+from laconic.measure.quality import evaluate
+from laconic.measure.size import model_bytes
+
+__all__ = [
+    "Metric",
+    "Timing",
+    "bootstrap",
+    "environment",
+    "evaluate",
+    "export_onnx",
+    "latency",
+    "logit_kl",
+    "model_bytes",
+    "output_errors",
+    "peak_memory",
+    "wilson",
+]

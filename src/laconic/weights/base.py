@@ -28,7 +28,7 @@ class Statistics:
     """What calibration gathered at a site's input; only what was asked for is filled.
 
     With ``X (tokens, cols)`` the rows that met the weight (im2col rows for a convolution; one
-    leading axis of ``groups`` on every field for a grouped convolution):
+    leading axis of ``groups`` on every field for a grouped convolution or stacked experts):
 
     Attributes:
         count: Rows seen.
@@ -56,7 +56,8 @@ class Site:
         original: The dense weight in the form's shape, as it was.
         layout: How the form's tensor maps to the parameter (see ``forms.layers``).
         block: Index of the residual block that holds the site; None outside the blocks.
-        groups: Groups of a convolution.
+        groups: Groups of a convolution, or experts in a stack: rows come in that many equal parts,
+            and every part meets inputs of its own.
         aliases: Other parameter names tied to this one.
         statistics: What calibration gathered, where a step asked for it.
     """
@@ -194,7 +195,10 @@ class Step(ABC):
 class LayerStep(Step):
     """A step that works on one site at a time."""
 
-    propagate: ClassVar[Literal["original", "compensated"]] = "original"
+    @property
+    def propagate(self) -> Literal["original", "compensated"]:
+        """Return whose activations calibration sees: the original's, or the compressed model's."""
+        return "original"
 
     @abstractmethod
     def fit(self, site: Site, generator: torch.Generator) -> Form:

@@ -1,0 +1,62 @@
+"""What a reader accepts at most, so that a hostile file cannot make it allocate or loop at will."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+FORMAT = 1
+"""Version of the layout on disk that this code writes, and the newest that it reads."""
+
+MANIFEST = "laconic.json"
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+GENERATION = "generation_config.json"
+DEPLOYED = (WEIGHTS, MANIFEST, CONFIG)
+"""Files that are needed to run a model; their sizes are the deployed bytes."""
+
+MAX_JSON_BYTES = 32 * 2**20
+"""Greatest size of a JSON file or header."""
+
+MAX_DIMENSIONS = 16
+MAX_EXTENT = 2**40
+MAX_ELEMENTS = 2**46
+"""Greatest number of axes, extent of one axis, and elements of a tensor."""
+
+MAX_DEPTH = 12
+"""Greatest depth of a tree of forms and of containers in a graph's arguments."""
+
+MAX_EXPANSION = 1024
+"""Greatest number of decoded bytes for one stored byte, beyond ``FREE_BYTES``."""
+
+MAX_FORM_EXPANSION = 4096
+"""Greatest number of elements that a form stands for, for one byte of its decoded parts."""
+
+FREE_BYTES = 2**16
+"""Bytes (elements) that are always allowed, so that short constant tensors may be tiny."""
+
+MAX_NODES = 200_000
+"""Greatest number of nodes in a graph."""
+
+BUNDLED_BYTES = 2048
+"""Values up to this size are put together in one bundle for each dtype."""
+
+
+def expands_too_far(decoded: int, stored: int) -> bool:
+    """Return whether a decoded size is beyond what the stored bytes may hold.
+
+    >>> expands_too_far(10**9, 1000)
+    True
+    """
+    return decoded > stored * MAX_EXPANSION + FREE_BYTES
+
+
+def shape_problem(shape: Sequence[int]) -> str | None:
+    """Return why a shape is refused, or None."""
+    if len(shape) > MAX_DIMENSIONS:
+        return f"{len(shape)} axes are more than {MAX_DIMENSIONS}"
+    if any(n < 0 or n > MAX_EXTENT for n in shape):
+        return f"shape {list(shape)} has an extent outside 0..{MAX_EXTENT}"
+    if prod(shape) > MAX_ELEMENTS:
+        return f"shape {list(shape)} has more than {MAX_ELEMENTS} elements"
+    return None

@@ -1,0 +1,102 @@
+"""From documents to windows of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+
+from laconic.datasets._splits import check_at_least, draw
+from laconic.errors import ConfigError, DataError
+from laconic.task import Task, TensorSplit
+
+Tokenizer = Callable[[str], list[int]]
+
+
+def encode_bytes(text: str) -> list[int]:
+    """Return the UTF-8 bytes of a document and a closing 0: a vocabulary of 256.
+
+    Example:
+        >>> encode_bytes("ab")
+        [97, 98, 0]
+    """
+    return [*text.encode(), 0]
+
+
+def windows(
+    documents: Iterable[str],
+    tokenizer: Tokenizer = encode_bytes,
+    *,
+    length: int,
+    limit: int | None = None,
+    name: str = "text",
+) -> TensorSplit:
+    """Cut documents, one after another, into windows that do not overlap.
+
+    Each document is tokenized on its own; what is left over at the end of all is dropped.
+    Documents beyond the last window needed are not read.
+
+    Args:
+        documents: Texts, in order.
+        tokenizer: Text to token numbers; by default bytes with 0 after each document.
+        length: Tokens in a window, at least 2.
+        limit: At most this many windows; all where None.
+        name: Data set, for messages.
+
+    Returns:
+        ``input_ids`` (windows, length) int64.
+
+    Raises:
+        ConfigError: ``length`` below 2, ``limit`` below 1, or a tokenizer that does not return
+            whole numbers.
+        DataError: Not enough text for one window.
+    """
+    check_at_least(name, "length", length, 2)
+    check_at_least(name, "limit", limit, 1)
+    ids: list[int] = []
+    for document in documents:
+        ids.extend(tokenizer(document))
+        if limit is not None and len(ids) >= limit * length:
+            break
+    try:
+        tokens = torch.tensor(ids, dtype=torch.int64)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"data set {name!r}: tokenizer must return a list of whole numbers ({error})."
+            " Pass for example tokenizer=lambda text: hf_tokenizer.encode(text)."
+        ) from error
+    count = len(tokens) // length
+    if limit is not None:
+        count = min(count, limit)
+    if count == 0:
+        raise DataError(
+            f"data set {name!r}: {len(tokens)} tokens do not fill one window of {length}."
+            " Use a smaller length."
+        )
+    return TensorSplit({"input_ids": tokens[: count * length].reshape(count, length)})
+
+
+def language_task(
+    name: str,
+    train: Iterable[str],
+    test: Iterable[str],
+    *,
+    seed: int,
+    tokenizer: Tokenizer | None,
+    length: int,
+    limit: int | None,
+    test_limit: int | None,
+    calibration: int,
+) -> Task:
+    """Build the task of a language data set from its documents."""
+    check_at_least(name, "calibration", calibration, 1)
+    encode = tokenizer or encode_bytes
+    learn = windows(train, encode, length=length, limit=limit, name=name)
+    return Task(
+        kind="causal-lm",
+        test=windows(test, encode, length=length, limit=test_limit, name=name),
+        train=learn,
+        calibration=draw(learn, calibration, seed),
+        batch_size=16,
+        name=name,
+    )

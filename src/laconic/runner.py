@@ -1,0 +1,190 @@
+"""Runs the steps of a recipe over a model, each behind a checkpoint."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from laconic import artifact, measure
+from laconic.checkpoints import WorkFolder
+from laconic.errors import ConfigError
+from laconic.forms import install_, installed
+from laconic.plan import require_selection
+from laconic.progress import Progress
+from laconic.recipe import Recipe
+from laconic.seeds import generator_for
+from laconic.task import Task
+from laconic.weights.base import LayerStep, ModelStep, Site
+from laconic.weights.calibrate import gather_
+from laconic.weights.recover.base import RecoverJob
+from laconic.weights.sites import find_sites
+
+
+@dataclass
+class Run:
+    """State of one compression: the original, the model at work, and what was done so far."""
+
+    original: nn.Module
+    model: nn.Module
+    recipe: Recipe
+    task: Task | None
+    work: WorkFolder
+    device: str
+    seed: int
+    progress: Progress
+    architecture: artifact.Architecture | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
+    budget_bytes: int | None = None
+    sites: list[Site] = field(default_factory=list)
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def generator(self, step: int, site: str) -> torch.Generator:
+        """Return the source of randomness of one step at one site."""
+        return generator_for(self.seed, step, site)
+
+
+def run_steps(run: Run, *, first: int = 0, stop: int | None = None, tag: str = "") -> None:
+    """Run the steps ``first`` to ``stop``, taking up finished ones from the work folder.
+
+    Args:
+        run: The run; its model and sites are changed in place.
+        first: Index of the first step.
+        stop: Index after the last step; all of them if None.
+        tag: Part of the checkpoint names; tells attempts at a budget apart.
+    """
+    for index in range(first, len(run.recipe.steps) if stop is None else stop):
+        checkpointed(run, index, tag, run_one_step)
+
+
+def checkpointed(
+    run: Run, index: int, tag: str, work: Callable[[Run, int, str], dict[str, Any]]
+) -> None:
+    """Do the work of a step, or take what a killed run left of it once it was finished.
+
+    Args:
+        run: The run.
+        index: Index of the step.
+        tag: Part of the checkpoint's name.
+        work: ``(run, index, checkpoint name) -> details``; changes ``run.model`` in place.
+    """
+    name = f"step-{index + 1:02d}{tag}"
+    summary = run.work.finished(name)
+    if summary is None:
+        start = time.perf_counter()
+        details = work(run, index, name)
+        saved = save_state(run, name)
+        quality = measure.evaluate(run.model, run.task, device=run.device) if run.task else None
+        summary = {
+            "step": run.recipe.steps[index].method_name,
+            "seconds": round(time.perf_counter() - start, 3),
+            "bytes_after": saved,
+            "metrics_after": quality,
+            **({"details": details} if details else {}),
+        }
+        run.work.finish(name, summary)
+    else:
+        restore(run, name)
+    run.steps[index:] = [summary]
+
+
+def run_one_step(run: Run, index: int, name: str) -> dict[str, Any]:
+    """Run one step of the recipe on the model; return what it says of itself."""
+    step = run.recipe.steps[index]
+    if isinstance(step, ModelStep):
+        job = RecoverJob(
+            model=run.model,
+            original=run.original,
+            task=run.task,
+            seed=run.seed + index,
+            device=run.device,
+            checkpoint=run.work.training_path(name),
+            progress=run.progress,
+        )
+        return step.run_(job)
+    run_layer_step(run, index)
+    return {}
+
+
+def run_layer_step(run: Run, index: int) -> None:
+    """Fit one step at every site that it selects and put the new forms into the model."""
+    step = run.recipe.steps[index]
+    if not isinstance(step, LayerStep):
+        raise ConfigError(f"step {index + 1} ({step.method_name}) does not work site by site.")
+    selected = require_selection(step, run.sites, index + 1)
+    resolved = step.resolve(selected)
+    bar = run.progress.start(f"{index + 1}. {step.method_name}", len(selected))
+    for group in gathered(run, step, selected, resolved):
+        for site in group:
+            fitted = resolved[site.name].fit(site, run.generator(index, site.name))
+            site.form = fitted
+            install_(run.model, site.name, fitted, layout=site.layout)
+            run.progress.advance(bar, note=site.name)
+    run.progress.finish(bar)
+
+
+def gathered(
+    run: Run, step: LayerStep, selected: list[Site], resolved: dict[str, LayerStep]
+) -> Iterator[list[Site]]:
+    """Yield the selected sites in groups, with the statistics that their step asks for."""
+    needs = {site.name: resolved[site.name].needs for site in selected}
+    if not any(needs.values()):
+        yield selected
+        return
+    compensated = step.propagate == "compensated"
+    yield from gather_(
+        run.model if compensated else run.original,
+        selected,
+        run.task,
+        needs,
+        propagate=step.propagate,
+        progress=run.progress,
+    )
+
+
+def save_state(run: Run, name: str) -> int:
+    """Save the model at work as the checkpoint of a step; return its bytes on disk."""
+    saved = artifact.save(
+        run.model,
+        run.work.model_path(name),
+        architecture=run.architecture,
+        recipe=run.recipe.to_dict(),
+        provenance=run.provenance,
+        effort=run.recipe.coding,
+        force=True,
+    )
+    return int(saved.deployed_bytes)
+
+
+def restore(run: Run, name: str) -> None:
+    """Take the model after a step from the work folder."""
+    run.model = artifact.load(
+        run.work.model_path(name),
+        model=frozen(run.original, run.device),
+        device=run.device,
+        kernels="exact",
+    )
+    forms = {path: held.form for path, held in installed(run.model).items()}
+    for site in run.sites:
+        site.form = forms.get(site.name, site.form)
+
+
+def reset(run: Run) -> None:
+    """Go back to the original model, as before the first step."""
+    run.model = frozen(run.original, run.device)
+    fresh = {site.name: site for site in find_sites(run.original)}
+    for site in run.sites:
+        site.form = fresh[site.name].form
+
+
+def frozen(model: nn.Module, device: str) -> nn.Module:
+    copy = deepcopy(model).to(device).eval()
+    return copy.requires_grad_(False)
+
+

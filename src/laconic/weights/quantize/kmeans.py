@@ -1,0 +1,111 @@
+"""Share weights: every weight becomes the nearest of a few learned values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, Self
+
+import torch
+from torch import Tensor
+
+from laconic.forms.base import Form
+from laconic.forms.codebook import Codebook
+from laconic.forms.dense import Dense
+from laconic.forms.sparse import Sparse
+from laconic.registry import method
+from laconic.settings import setting
+from laconic.weights.base import LayerStep, Site, Statistic
+from laconic.weights.checks import finite, has_dense, replace_dense
+from laconic.weights.prune._masks import kept_mask
+from laconic.weights.quantize._clusters import cluster, nearest
+
+
+@method("kmeans", family="quantize", source="Han, Mao, Dally 2016 (Deep Compression)")
+@dataclass(frozen=True, kw_only=True)
+class KMeans(LayerStep):
+    """Replace weights by the nearest of ``2**bits`` values per layer, found by k-means.
+
+    Works on whatever is dense in a form, such as the values that pruning left. The table can be
+    trained afterwards: the gradient of a centre is the sum of those of its weights.
+
+    Args:
+        bits: Stored bits per weight, 1..8, without the table.
+        weighting: ``"gram"`` counts the squared error of each weight by the mean square of its
+            input, which needs calibration data; ``"none"`` counts all alike. Only for dense
+            weights and values of sparse ones.
+
+    Shapes:
+        weight (rows, cols) -> codes (rows, cols) of ``bits`` bits, table (2**bits, 1)
+
+    Raises:
+        LayerError: Weights are not finite.
+        RecipeError: Nothing dense is left in the form.
+
+    Source: Han, Mao and Dally 2016, section 3, with linear initialisation (3.2).
+    Differs: a centre that loses all its weights is moved to the weight that is served worst.
+    """
+
+    shorthand: ClassVar[str | None] = "bits"
+
+    bits: int = setting(4, help="Stored bits per weight, without the table.", low=1, high=8)
+    weighting: Literal["none", "gram"] = setting("none", help="How errors count.")
+
+    @property
+    def needs(self) -> frozenset[Statistic]:
+        """Return the mean squares of inputs, where errors are weighted."""
+        return frozenset({"sumsq"}) if self.weighting == "gram" else frozenset()
+
+    def levels(self) -> tuple[Self, ...]:
+        """Return the step at 1 to 6 and 8 bits."""
+        return tuple(replace(self, bits=bits) for bits in (1, 2, 3, 4, 5, 6, 8))
+
+    def sketch(self, form: Form, *, site: str) -> Form:
+        """Return the form with a codebook in place of its dense parts, on the meta device."""
+        self._check_form(form)
+
+        def change(dense: Dense, path: str) -> Form:
+            codes = torch.empty(dense.rows, dense.cols, dtype=torch.uint8, device="meta")
+            table = torch.empty(2**self.bits, 1, dtype=dense.dtype, device="meta")
+            return Codebook(codes, table, shape=dense.shape, dtype=dense.dtype)
+
+        return replace_dense(form, change)
+
+    def fit(self, site: Site, generator: torch.Generator) -> Form:
+        """Return the site's form with a codebook in place of its dense parts."""
+        self._check_form(site.form)
+        importance = self._importance(site)
+
+        def change(dense: Dense, path: str) -> Form:
+            name = f"{site.name} ({path})" if path else site.name
+            return self._codebook(dense, importance, site=name)
+
+        return replace_dense(site.form, change)
+
+    def _check_form(self, form: Form) -> None:
+        if not has_dense(form):
+            raise self.refuse(form, "it has no dense part left; quantize a weight once.")
+        inner = form.values if isinstance(form, Sparse) else form
+        if self.weighting == "gram" and not isinstance(inner, Dense):
+            raise self.refuse(form, "weighting='gram' needs a dense weight or values of a sparse one.")
+
+    def _importance(self, site: Site) -> Tensor | None:
+        if self.weighting == "none":
+            return None
+        squares = site.need("sumsq").reshape(site.groups, 1, -1)
+        rows = site.form.rows // site.groups
+        each = squares.expand(site.groups, rows, -1).reshape(site.form.rows, site.form.cols)
+        if isinstance(site.form, Sparse):
+            return each[kept_mask(site.form)]
+        return each.reshape(-1)
+
+    def _codebook(self, dense: Dense, importance: Tensor | None, *, site: str) -> Codebook:
+        values = finite(dense.dense().detach(), site=site).float().reshape(-1)
+        if values.numel() == 0:
+            centres = values.new_zeros(2**self.bits)
+        else:
+            centres = cluster(values, 2**self.bits, weights=importance)
+        # Rounded to the stored type first, so that codes point to the nearest stored value.
+        centres = centres.to(dense.dtype).float()
+        codes = nearest(values, centres).to(torch.uint8).reshape(dense.rows, dense.cols)
+        table = centres.to(dense.dtype).unsqueeze(1)
+        return Codebook(codes, table, shape=dense.shape, dtype=dense.dtype)

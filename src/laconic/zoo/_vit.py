@@ -1,0 +1,135 @@
+"""A small vision transformer for 8x8 digits."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from laconic.errors import ConfigError
+
+
+class Attention(nn.Module):
+    """Attention with four plain linear layers, so that each is a site of its own.
+
+    Args:
+        width: Channels; must be a multiple of ``heads``.
+        heads: Attention heads.
+
+    Shapes:
+        x (batch, tokens, width) -> the same
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(width, width)
+        self.k = nn.Linear(width, width)
+        self.v = nn.Linear(width, width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Let every token look at every token."""
+        q, k, v = self._split(self.q(x)), self._split(self.k(x)), self._split(self.v(x))
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(mixed.transpose(1, 2).flatten(2))
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)  # (batch, heads, tokens, width)
+
+
+class Block(nn.Module):
+    """A transformer block, norms first."""
+
+    def __init__(self, width: int, heads: int, expansion: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.attn = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width)
+        self.fc1 = nn.Linear(width, expansion * width)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(expansion * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add what attention says, then what the two layers say."""
+        x = x + self.attn(self.norm1(x))
+        return x + self.fc2(self.act(self.fc1(self.norm2(x))))
+
+
+class VisionTransformer(nn.Module):
+    """Patches, a class token, blocks, and a linear head on the class token.
+
+    Shapes:
+        x (batch, channels, size, size) -> (batch, classes)
+
+    Source: A. Dosovitskiy and others, 2021, An Image is Worth 16x16 Words, section 3.1.
+    """
+
+    def __init__(
+        self,
+        *,
+        size: int,
+        patch: int,
+        channels: int,
+        classes: int,
+        width: int,
+        depth: int,
+        heads: int,
+        expansion: int,
+    ) -> None:
+        super().__init__()
+        tokens = (size // patch) ** 2
+        self.patch = nn.Conv2d(channels, width, patch, stride=patch)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.position = nn.Parameter(torch.empty(1, tokens + 1, width))
+        self.blocks = nn.Sequential(*(Block(width, heads, expansion) for _ in range(depth)))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, classes)
+        nn.init.trunc_normal_(self.position, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits of a batch of images."""
+        tokens = self.patch(x).flatten(2).transpose(1, 2)
+        first = self.cls_token.expand(tokens.size(0), -1, -1)
+        hidden = self.blocks(torch.cat([first, tokens], 1) + self.position)
+        return self.head(self.norm(hidden)[:, 0])
+
+
+def digits_vit(
+    *, width: int = 96, depth: int = 4, heads: int = 4, expansion: int = 4, seed: int = 0
+) -> nn.Module:
+    """Build a vision transformer for the data set ``digits``, 450 000 parameters by default.
+
+    An image of 8x8 becomes 16 patches of 2x2 and a class token.
+
+    Args:
+        width: Channels; a multiple of ``heads``.
+        depth: Number of blocks.
+        heads: Attention heads.
+        expansion: Hidden channels of a block's two layers, as a multiple of ``width``.
+        seed: Seed of the initial weights; the global random state is left alone.
+
+    Raises:
+        ConfigError: A number below 1, or ``heads`` does not divide ``width``.
+
+    Example:
+        >>> digits_vit()(torch.zeros(2, 1, 8, 8)).shape
+        torch.Size([2, 10])
+    """
+    if min(width, depth, heads, expansion) < 1 or width % heads:
+        raise ConfigError(
+            f"digits_vit: width={width}, depth={depth}, heads={heads}, expansion={expansion};"
+            " all must be at least 1 and heads must divide width. Use for example 96 and 4."
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return VisionTransformer(
+            size=8,
+            patch=2,
+            channels=1,
+            classes=10,
+            width=width,
+            depth=depth,
+            heads=heads,
+            expansion=expansion,
+        )
