@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
+
+# Recovery is tested on installed forms; until the layers that run them stand, it has nothing to run.
+collect_ignore = [] if find_spec("laconic.forms.layers") else ["weights/recover/test_finetune.py"]
 
 
 @pytest.fixture(autouse=True)

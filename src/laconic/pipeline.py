@@ -3,34 +3,26 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import deepcopy
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
-from laconic import artifact, measure
+from laconic import measure
 from laconic.budget import parse_budget
 from laconic.checkpoints import WorkFolder, fingerprint
 from laconic.dial import meet_budget
 from laconic.errors import ConfigError, RecipeError
 from laconic.files import refuse_existing
-from laconic.forms import install_, installed
 from laconic.outcome import build_report, finish_artifact
-from laconic.plan import make_plan, require_selection
+from laconic.plan import make_plan
 from laconic.progress import NullProgress, Progress
 from laconic.recipe import Recipe
 from laconic.result import Result
-from laconic.seeds import generator_for
+from laconic.runner import Run, frozen, run_steps
 from laconic.task import Task
-from laconic.weights.base import LayerStep, ModelStep, Site
-from laconic.weights.calibrate import gather_
-from laconic.weights.recover.base import RecoverJob
 from laconic.weights.sites import find_sites
 
 
@@ -100,7 +92,7 @@ def compress(
             force=force,
         )
         run = Run(
-            original=_frozen(model, device), model=_frozen(model, device), recipe=recipe,
+            original=frozen(model, device), model=frozen(model, device), recipe=recipe,
             task=task, work=work, device=device, seed=seed, progress=progress or NullProgress(),
         )  # fmt: skip
         run.sites = find_sites(run.original)
@@ -109,7 +101,7 @@ def compress(
                 original_bytes=measure.dense_bytes(run.original),
                 weights=sum(site.original.numel() for site in run.sites),
             )
-            meet_budget(run, run_steps)
+            meet_budget(run, run.budget_bytes)
         else:
             run_steps(run)
         built = finish_artifact(run, folder, job=job, source=source, force=force)

@@ -177,9 +177,7 @@ class _Reader:
             raise RecipeError(f"{self.source}: {error}") from error
         return recipe
 
-    def mapping(
-        self, node: yaml.Node, allowed: tuple[str, ...], what: str
-    ) -> dict[str, yaml.Node]:
+    def mapping(self, node: yaml.Node, allowed: tuple[str, ...], what: str) -> dict[str, yaml.Node]:
         if not isinstance(node, yaml.MappingNode):
             raise self.error(node, f"{what} must be a mapping of settings.")
         found: dict[str, yaml.Node] = {}
@@ -274,9 +272,7 @@ class _Reader:
             rows.append(Override(include, settings))
         return tuple(rows)
 
-    def build_override(
-        self, row: yaml.Node, cls: type[Step], found: dict[str, yaml.Node]
-    ) -> None:
+    def build_override(self, row: yaml.Node, cls: type[Step], found: dict[str, yaml.Node]) -> None:
         """Build the step with an override's settings once, so that a wrong one fails now."""
         try:
             cls(**{key: self.value(value) for key, value in found.items()})

@@ -184,7 +184,6 @@ def reset(run: Run) -> None:
 
 
 def frozen(model: nn.Module, device: str) -> nn.Module:
+    """Return a copy of a model on a device, in eval mode and without gradients."""
     copy = deepcopy(model).to(device).eval()
     return copy.requires_grad_(False)
-
-

@@ -67,9 +67,7 @@ def _check_type(value: Any, hint: Any, where: str) -> None:
         return
     words = [str(w) for o in options if get_origin(o) is Literal for w in get_args(o)]
     hinted = nearest(value, words) if isinstance(value, str) else ""
-    raise ConfigError(
-        f"{where}={value!r} must be {' or '.join(map(_describe, options))}.{hinted}"
-    )
+    raise ConfigError(f"{where}={value!r} must be {' or '.join(map(_describe, options))}.{hinted}")
 
 
 def _fits(value: Any, hint: Any) -> bool:

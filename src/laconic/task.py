@@ -94,7 +94,9 @@ def _regression_loss(outputs: Tensor, batch: Batch) -> Tensor:
 
 
 def _causal_lm_loss(logits: Tensor, batch: Batch) -> Tensor:
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), batch["input_ids"][:, 1:].flatten())
+    return F.cross_entropy(
+        logits[:, :-1].flatten(0, 1).float(), batch["input_ids"][:, 1:].flatten()
+    )
 
 
 _LOSSES: dict[str, Callable[[Tensor, Batch], Tensor]] = {

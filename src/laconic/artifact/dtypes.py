@@ -29,7 +29,9 @@ def dtype_name(dtype: torch.dtype, *, where: str) -> str:
     """
     if dtype not in _NAMES:
         known = ", ".join(str(d).removeprefix("torch.") for d in _NAMES)
-        raise UnsupportedModelError(f"{where}: {dtype} cannot be stored; it must be one of {known}.")
+        raise UnsupportedModelError(
+            f"{where}: {dtype} cannot be stored; it must be one of {known}."
+        )
     return _NAMES[dtype]
 
 

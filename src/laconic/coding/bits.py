@@ -42,9 +42,12 @@ def pack_fixed(values: Array, width: int) -> bytes:
     padded = np.zeros(-(-values.size // 8) * 8, np.uint8)
     padded[: values.size] = values
     octets = padded.reshape(-1, 8).view(np.uint64).ravel()
-    return _spread(octets, 8, width).view(np.uint8).reshape(-1, 8)[:, :width].tobytes()[
-        : fixed_size(values.size, width)
-    ]
+    return (
+        _spread(octets, 8, width)
+        .view(np.uint8)
+        .reshape(-1, 8)[:, :width]
+        .tobytes()[: fixed_size(values.size, width)]
+    )
 
 
 def unpack_fixed(data: bytes, width: int, count: int) -> Array:

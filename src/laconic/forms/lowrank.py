@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ class LowRank(Form):
     def __init__(self, *factors: Form, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         super().__init__(shape, dtype)
         shapes = [(f.rows, f.cols) for f in factors]
-        chained = all(a[1] == b[0] for a, b in zip(shapes, shapes[1:], strict=False))
+        chained = all(a[1] == b[0] for a, b in pairwise(shapes))
         ends = shapes and (shapes[0][0], shapes[-1][1]) == (self.rows, self.cols)
         if len(factors) < 2 or not chained or not ends:
             raise ConfigError(

@@ -130,9 +130,7 @@ class Quantized(Form):
     def embed(self, ids: Tensor) -> Tensor:
         """Look up rows and dequantize only those."""
         zero = self.zero()
-        rows = self._values(
-            self.codes()[ids], self.scale[ids], None if zero is None else zero[ids]
-        )
+        rows = self._values(self.codes()[ids], self.scale[ids], None if zero is None else zero[ids])
         return rows.to(self.dtype).view(*ids.shape, *self.shape[1:])
 
     def parts(self) -> dict[str, Part]:

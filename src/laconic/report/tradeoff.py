@@ -110,7 +110,9 @@ def _grid(x: Axis, y: Axis, metric: str, height: int) -> str:
         )
     middle = (x.start + x.end) / 2
     caption = f"{words.title(metric)}, {words.direction(metric)}"
-    lines.append(text("bytes on disk (log)", middle, height - 12, class_="axis", text_anchor="middle"))
+    lines.append(
+        text("bytes on disk (log)", middle, height - 12, class_="axis", text_anchor="middle")
+    )
     lines.append(text(caption, 4, 16, class_="axis"))
     return element("g", *lines)
 
@@ -146,9 +148,7 @@ def _symbol(style: str, px: float, py: float) -> str:
     if style == "uniform":
         return element("rect", class_="dot", x=px - 4.5, y=py - 4.5, width=9, height=9)
     if style == "compressed":
-        return element(
-            "path", class_="dot", d=f"M{px:.1f} {py - 8:.1f}l8 8l-8 8l-8 -8z"
-        )
+        return element("path", class_="dot", d=f"M{px:.1f} {py - 8:.1f}l8 8l-8 8l-8 -8z")
     return element("circle", class_="dot", cx=px, cy=py, r=5.5)
 
 
@@ -165,7 +165,9 @@ def _place_labels(marks: Sequence[Mark], x: Axis, y: Axis, width: int) -> list[s
     dots = [(x(mark.bytes), y(mark.metric.value)) for mark in marks]
     taken = [(px - 8, py - 8, px + 8, py + 8) for px, py in dots]
     placed = [""] * len(marks)
-    order = sorted(range(len(marks)), key=lambda i: marks[i].style not in ("compressed", "original"))
+    order = sorted(
+        range(len(marks)), key=lambda i: marks[i].style not in ("compressed", "original")
+    )
     for index in order:
         px, py = dots[index]
         length = len(marks[index].label) * _LETTER

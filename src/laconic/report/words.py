@@ -128,9 +128,7 @@ def shown_metrics(report: Report) -> list[str]:
     first = primary(report)
     names = dict.fromkeys([*report.original.metrics, *report.compressed.metrics])
     single = [
-        name
-        for name in names
-        if report.original.metric(name) or report.compressed.metric(name)
+        name for name in names if report.original.metric(name) or report.compressed.metric(name)
     ]
     return ([first] if first else []) + [name for name in single if name != first]
 

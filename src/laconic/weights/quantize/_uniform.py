@@ -105,9 +105,7 @@ def fit_grid(
             _searched(*piece, bits, symmetric, store)
             for piece in zip(groups.split(size), low.split(size), high.split(size), strict=True)
         ]
-        grid = Grid(
-            torch.cat([p.scale for p in pieces]), torch.cat([p.zero for p in pieces]), bits
-        )
+        grid = Grid(torch.cat([p.scale for p in pieces]), torch.cat([p.zero for p in pieces]), bits)
     _check_scales(grid, low, high, store, site)
     return grid
 

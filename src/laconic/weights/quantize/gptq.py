@@ -110,9 +110,7 @@ class Gptq(UniformStep):
         grid, size = self.grid(values, site=site.name)
         return _Levels(grid, size, place, mask, matrix.new_zeros(values.shape))
 
-    def _round(
-        self, levels: _Levels, rows: slice, matrix: Tensor, gram: Tensor, site: str
-    ) -> bool:
+    def _round(self, levels: _Levels, rows: slice, matrix: Tensor, gram: Tensor, site: str) -> bool:
         """Round some rows that share a Gram matrix; return whether it was all zero."""
         order = torch.arange(matrix.shape[1], device=matrix.device)
         if self.order == "static":
@@ -151,9 +149,7 @@ class _Levels:
         packed = step.pack(self.codes, self.grid, self.size, inner.shape, inner.dtype)
         if not isinstance(like, Sparse) or self.mask is None:
             return packed
-        return Sparse(
-            self.mask, packed, shape=like.shape, dtype=like.dtype, pattern=like.pattern
-        )
+        return Sparse(self.mask, packed, shape=like.shape, dtype=like.dtype, pattern=like.pattern)
 
 
 @dataclass

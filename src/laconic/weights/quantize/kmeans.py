@@ -86,7 +86,9 @@ class KMeans(LayerStep):
             raise self.refuse(form, "it has no dense part left; quantize a weight once.")
         inner = form.values if isinstance(form, Sparse) else form
         if self.weighting == "gram" and not isinstance(inner, Dense):
-            raise self.refuse(form, "weighting='gram' needs a dense weight or values of a sparse one.")
+            raise self.refuse(
+                form, "weighting='gram' needs a dense weight or values of a sparse one."
+            )
 
     def _importance(self, site: Site) -> Tensor | None:
         if self.weighting == "none":
