@@ -10,7 +10,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 
-# Recovery is tested on installed forms; until the layers that run them stand, it has nothing to run.
+# Recovery is tested on installed forms; without the layers it has nothing to run.
 collect_ignore = [] if find_spec("laconic.forms.layers") else ["weights/recover/test_finetune.py"]
 
 

@@ -73,7 +73,7 @@ class Recipe:
             try:
                 form = step.sketch(form, site="any")
             except LayerError:
-                continue  # the shape of the sketch does not suit the settings: only the plan can tell
+                continue  # only the plan, with real shapes, can tell
             except RecipeError as error:
                 raise RecipeError(f"recipe {self.name!r}, step {number}: {error}") from error
 

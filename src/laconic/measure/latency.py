@@ -238,7 +238,7 @@ class _Child:
         self, name: str, model: Path, example: Path, threads: int, timeout_s: float
     ) -> None:
         self._name, self._timeout_s = name, timeout_s
-        self._errors = tempfile.TemporaryFile()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  lives as long as the child
         paths = [entry for entry in sys.path if entry]
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
         env |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}

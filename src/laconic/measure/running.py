@@ -98,7 +98,8 @@ def run(model: nn.Module, task: Task, batch: Batch, place: str) -> Tensor:
     outputs = task.forward(model, batch)
     if torch.isnan(outputs).any() or torch.isposinf(outputs).any():
         raise BackendError(
-            f"{place}: the model returned NaN or infinity, first in {_first_bad(model, task, batch)}."
+            f"{place}: the model returned NaN or infinity, first in "
+            f"{_first_bad(model, task, batch)}."
             " Check its weights, or use a wider float type."
         )
     return outputs

@@ -22,6 +22,10 @@ _TITLES = {
     "logit_kl": "Logit KL",
     "bits_per_byte": "Bits per byte",
 }
+_AGAINST_ORIGINAL = {
+    "logit_kl": "Mean divergence from the original's predictions, in nats.",
+    "agreement": "Share of predictions that are the original's.",
+}
 _PREFERRED = ("top1", "accuracy", "perplexity", "bits_per_byte", "r2", "mse")
 
 
@@ -91,6 +95,13 @@ def metric_value(name: str, metric: Metric | None) -> str:
     return percent(metric.value, 2) if is_share(name) else number(metric.value, 4)
 
 
+def reference_value(name: str, original: Metric | None) -> str:
+    """Write the original's value; for a distance from the original it is the reference itself."""
+    if original is None and name in _AGAINST_ORIGINAL:
+        return "reference"
+    return metric_value(name, original)
+
+
 def interval(name: str, metric: Metric | None) -> str:
     """Write the 95 % interval of a metric; empty where there is none."""
     if metric is None or metric.low is None or metric.high is None:
@@ -145,6 +156,8 @@ def size_sentence(report: Report) -> str:
 
 def metric_sentence(name: str, original: Metric | None, compressed: Metric | None) -> str:
     """Say how a metric moved, and whether the intervals overlap."""
+    if name in _AGAINST_ORIGINAL:
+        return _AGAINST_ORIGINAL[name]
     if original is None or compressed is None:
         return "One of the two was not measured."
     change = compressed.value - original.value

@@ -46,7 +46,7 @@ class Column(Protocol):
         ...
 
     def __call__(self, index: int, weight: Tensor) -> Tensor:
-        """Return the new values of column ``index``; ``weight`` holds from it to the block's end."""
+        """Return the new values of column ``index`` from ``weight``, the rest of the block."""
         ...
 
 
