@@ -12,16 +12,16 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
+    Tag,
     ValidationError,
     model_validator,
 )
 
 from laconic.errors import ConfigError, nearest
-
-FORMAT_VERSION = 1
 
 
 class _Row(BaseModel):
@@ -53,7 +53,17 @@ def _as_metric(value: Any) -> Any:
     return {"value": value} if isinstance(value, int | float) else value
 
 
+def _one_or_group(value: Any) -> str:
+    """Tell a metric from a group of them, such as ``per_class``."""
+    group = isinstance(value, Mapping) and "value" not in value
+    return "group" if group else "one"
+
+
 MetricValue = Annotated[Metric, BeforeValidator(_as_metric)]
+MetricEntry = Annotated[
+    Annotated[MetricValue, Tag("one")] | Annotated[dict[str, MetricValue], Tag("group")],
+    Discriminator(_one_or_group),
+]
 
 
 class Latency(BaseModel):
@@ -69,9 +79,15 @@ class Latency(BaseModel):
     repeats: int | None = None
 
 
-def _as_latency(value: Any) -> Any:
-    """Turn a bare number into a median."""
-    return {"median": value} if isinstance(value, int | float) else value
+def _by_batch_size(value: Any) -> Any:
+    """Turn one timing, or a bare median, into timings by batch size."""
+    if isinstance(value, int | float):
+        return {1: {"median": value}}
+    if isinstance(value, Latency):
+        return {value.batch_size or 1: value}
+    if isinstance(value, Mapping) and "median" in value:
+        return {value.get("batch_size") or 1: value}
+    return {} if value is None else value
 
 
 class Figures(_Row):
@@ -81,20 +97,25 @@ class Figures(_Row):
         bytes: Size on disk of the files that are needed to run it.
         files: The same by file name.
         metrics: Quality on held-out data by metric name; nested by class in ``per_class``.
-        latency_ms: Time of one call.
+        latency_ms: Time of one call by batch size; empty where it was not measured.
         memory_bytes: Peak memory of one call.
     """
 
     bytes: NonNegativeInt | None = None
     files: dict[str, NonNegativeInt] = {}
-    metrics: dict[str, MetricValue | dict[str, MetricValue] | None] = {}
-    latency_ms: Annotated[Latency | None, BeforeValidator(_as_latency)] = None
+    metrics: dict[str, MetricEntry | None] = {}
+    latency_ms: Annotated[dict[int, Latency], BeforeValidator(_by_batch_size)] = {}
     memory_bytes: NonNegativeInt | None = None
 
     def metric(self, name: str) -> Metric | None:
         """Return a metric by name; None where it was not measured."""
         found = self.metrics.get(name)
         return found if isinstance(found, Metric) else None
+
+    @property
+    def call(self) -> Latency | None:
+        """Time of a call at the smallest batch size; None where it was not measured."""
+        return self.latency_ms[min(self.latency_ms)] if self.latency_ms else None
 
     @property
     def per_class(self) -> dict[str, Metric]:
@@ -111,7 +132,7 @@ class StepRow(BaseModel):
     step: str
     seconds: NonNegativeFloat | None = None
     bytes_after: NonNegativeInt | None = None
-    metrics_after: dict[str, MetricValue | dict[str, MetricValue] | None] | None = None
+    metrics_after: dict[str, MetricEntry | None] | None = None
 
     @property
     def figures(self) -> Figures:
@@ -149,7 +170,7 @@ class TradeOffPoint(_Row):
     name: str
     kind: Literal["original", "step", "uniform", "compressed"]
     bytes: Annotated[int, Field(gt=0)]
-    metrics: dict[str, MetricValue | dict[str, MetricValue] | None] = {}
+    metrics: dict[str, MetricEntry | None] = {}
 
     def metric(self, name: str) -> Metric | None:
         """Return a metric by name; None where it was not measured."""
@@ -175,7 +196,7 @@ class Report(_Row):
         warnings: What the run warned of.
     """
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[1] = 1
     name: str = "model"
     task: dict[str, Any] = {}
     primary_metric: str | None = None

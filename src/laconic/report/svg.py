@@ -61,8 +61,8 @@ class Axis:
         return self.start + (scale(clamped) - low) / (high - low) * (self.end - self.start)
 
     def ticks(self, count: int = 5) -> list[float]:
-        """Return round values inside the axis: 1, 2 and 5 times powers of ten."""
-        if self.log:
+        """Return round values inside the axis; a short log axis has those of a linear one."""
+        if self.log and self.high > 4 * self.low:
             return _log_ticks(self.low, self.high, count)
         step = _round_step((self.high - self.low) / max(count, 1))
         first = math.ceil(self.low / step - 1e-9)
@@ -77,7 +77,7 @@ def _round_step(rough: float) -> float:
 
 def _log_ticks(low: float, high: float, count: int) -> list[float]:
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for mantissas in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)):
+    for mantissas in ((1,), (1, 3), (1, 2, 5)):
         found = [m * 10.0**p for p in powers for m in mantissas if low <= m * 10.0**p <= high]
         if len(found) >= min(count, 4):
             break

@@ -63,7 +63,7 @@ def tiles(report: Report) -> list[Tile]:
     worst = "worst_class"
     if metric != worst and (report.original.metric(worst) or report.compressed.metric(worst)):
         found.append(_metric_tile(report, worst))
-    one, two = report.original.latency_ms, report.compressed.latency_ms
+    one, two = report.original.call, report.compressed.call
     slower = words.is_slower(report.original, report.compressed)
     found.append(
         Tile(

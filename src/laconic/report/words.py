@@ -196,5 +196,15 @@ def latency_sentence(original: Latency | None, compressed: Latency | None) -> st
 
 def is_slower(original: Figures, compressed: Figures) -> bool:
     """Return whether the compressed model's median call takes longer."""
-    one, two = original.latency_ms, compressed.latency_ms
+    one, two = original.call, compressed.call
     return bool(one and two and two.median > one.median)
+
+
+def batch_sizes(report: Report) -> list[int]:
+    """Return the batch sizes at which a latency was measured; 1 where none was."""
+    return sorted({*report.original.latency_ms, *report.compressed.latency_ms}) or [1]
+
+
+def examples(batch_size: int) -> str:
+    """Name a batch size."""
+    return "1 example" if batch_size == 1 else f"{batch_size} examples"
