@@ -8,12 +8,14 @@ down most significant bit first.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
 from laconic.coding._errors import CodingError
 
-Array = npt.NDArray[np.generic]
+Array = npt.NDArray[np.integer[Any]]
 _WORD = 32
 _SLAB = 1 << 18  # codes laid down at once; bounds the working memory
 
@@ -33,15 +35,15 @@ def fixed_size(count: int, width: int) -> int:
 def pack_fixed(values: Array, width: int) -> bytes:
     """Lay down values below ``2**width`` one after another, ``width`` 0..32."""
     if width > 8:
-        high = values >> 8  # type: ignore[operator]
-        return (values & 255).astype(np.uint8).tobytes() + pack_fixed(high, width - 8)  # type: ignore[operator]
+        high = values >> 8
+        return (values & 255).astype(np.uint8).tobytes() + pack_fixed(high, width - 8)
     if width == 8:
         return values.astype(np.uint8).tobytes()
     if width == 0 or not values.size:
         return b""
     padded = np.zeros(-(-values.size // 8) * 8, np.uint8)
     padded[: values.size] = values
-    octets = padded.reshape(-1, 8).view(np.uint64).ravel()
+    octets = padded.view("<u8")
     return (
         _spread(octets, 8, width)
         .view(np.uint8)
@@ -72,8 +74,8 @@ def unpack_fixed(data: bytes, width: int, count: int) -> Array:
     padded = np.zeros((rows, 8), np.uint8)
     whole = np.frombuffer(data + bytes(rows * width - len(data)), np.uint8)
     padded[:, :width] = whole.reshape(rows, width)
-    octets = _spread(padded.view(np.uint64).ravel(), width, 8)
-    fields = octets.view(np.uint8)
+    octets = _spread(padded.ravel().view("<u8"), width, 8)
+    fields = octets.astype("<u8", copy=False).view(np.uint8)
     if fields[count:].any():
         raise CodingError("packed: padding bits after the last field are set; data is damaged.")
     return fields[:count]
@@ -115,9 +117,9 @@ def put_codes(codes: Array, lengths: Array) -> bytes:
     words = np.zeros(total // _WORD + 2, np.uint64)
     for first in range(0, ends.size, _SLAB):
         part = slice(first, first + _SLAB)
-        starts = ends[part] - lengths[part]  # type: ignore[operator]
+        starts = ends[part] - lengths[part]
         word, offset = starts >> 5, starts & 31
-        room = (64 - offset - lengths[part]).astype(np.uint64)  # type: ignore[operator]
+        room = (64 - offset - lengths[part]).astype(np.uint64)
         # A code of no bits leaves no trace; a shift by 64 would be undefined.
         placed = np.where(room < 64, codes[part].astype(np.uint64) << (room & np.uint64(63)), 0)
         heads = np.flatnonzero(np.diff(word, prepend=-1))

@@ -15,7 +15,7 @@ def histogram(symbols: Array, alphabet: int) -> npt.NDArray[np.int64]:
 
 def entropy_of_counts(counts: Array) -> float:
     """Return the entropy of a histogram in bits a symbol; 0 for an empty one."""
-    used = counts[counts > 0].astype(np.float64)  # type: ignore[operator]
+    used = counts[counts > 0].astype(np.float64)
     if used.size < 2:
         return 0.0
     p = used / used.sum()

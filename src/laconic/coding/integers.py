@@ -70,9 +70,9 @@ class GolombReader:
 
 def pack_integers(values: Array) -> bytes:
     """Write non-negative integers below 2**26 in few bytes; the count is not stored."""
-    values = values.astype(np.int64)
-    tokens, is_run = _tokens(values)
-    differences = zigzag(np.diff(values, prepend=0))
+    wide = values.astype(np.int64)
+    tokens, is_run = _tokens(wide)
+    differences = zigzag(np.diff(wide, prepend=0))
     best: tuple[int, int] | None = None
     for order in range(_ORDERS):
         plain = golomb_bits(tokens[~is_run], order) + golomb_bits(tokens[is_run], _RUN_ORDER)

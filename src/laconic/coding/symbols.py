@@ -84,14 +84,14 @@ def ungroup(joined: Array, alphabet: int, size: int, count: int, *, where: str) 
         CodingError: A value that no group of symbols has, or padding that is not zero.
     """
     if size == 1:
-        if joined.size and int(joined.max()) >= alphabet:  # type: ignore[arg-type]
+        if joined.size and int(joined.max()) >= alphabet:
             raise CodingError(
                 f"{where}: symbol {joined.max()} is outside the alphabet 0..{alphabet - 1}; "
                 "the data is damaged or from another tensor."
             )
         return joined
     values = alphabet**size
-    if values < _BYTE and joined.size and int(joined.max()) >= values:  # type: ignore[arg-type]
+    if values < _BYTE and joined.size and int(joined.max()) >= values:
         raise CodingError(
             f"{where}: {joined.max()} stands for no {size} symbols of 0..{alphabet - 1}; "
             "the data is damaged or from another tensor."

@@ -1,0 +1,182 @@
+"""Code symbols with whichever coder measures smallest, and decode them by its name."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from laconic.coding import ans, gaps, huffman, values, zstd
+from laconic.coding._errors import CodingError
+from laconic.coding.bits import (
+    Reader,
+    fixed_size,
+    pack_fixed,
+    put_varint,
+    unpack_fixed,
+    width_of,
+)  # fmt: skip
+from laconic.coding.entropy import entropy_of_counts
+from laconic.coding.symbols import check_alphabet, check_count, check_symbols, symbol_type
+from laconic.coding.zstd import Effort
+from laconic.errors import nearest
+
+CODERS = ("packed", "zstd", "huffman", "rans")
+_GAPS = "gaps-"
+_GAP_WIDTHS_TRIED = 3
+
+
+class Encoded(NamedTuple):
+    """Coded symbols or values.
+
+    Attributes:
+        coder: Name to decode with.
+        data: The bytes; the count and alphabet are kept by the caller.
+    """
+
+    coder: str
+    data: bytes
+
+
+def encode(symbols: npt.NDArray[np.uint8 | np.int32], alphabet: int, *, effort: Effort) -> Encoded:
+    """Code symbols with the coder that comes out smallest.
+
+    Args:
+        symbols: (n,) integers in ``[0, alphabet)``.
+        alphabet: Number of possible symbols, 1..65536.
+        effort: "fast" tries "packed" and "zstd", which decode 100 million symbols a second and
+            more; "smallest" tries "huffman" and "rans" too and is never larger.
+
+    Raises:
+        CodingError: Symbols outside the alphabet, or not a one-dimensional integer array.
+
+    >>> encode(np.zeros(1000, np.uint8), 1, effort="fast")
+    Encoded(coder='packed', data=b'')
+    """
+    checked = check_symbols(symbols, alphabet)
+    _check_effort(effort)
+    width = width_of(alphabet)
+    limit = fixed_size(checked.size, width)
+    best = Encoded("packed", pack_fixed(checked, width))
+    if limit > 1:
+        best = _smaller(best, Encoded("zstd", zstd.encode(checked, alphabet, effort=effort)))
+    if limit > 1 and effort == "smallest":
+        best = _smaller(best, Encoded("rans", ans.encode(checked, alphabet)))
+        planned = huffman.plan(checked, alphabet)
+        if planned.size <= len(best.data):
+            coded = huffman.encode(checked, alphabet, planned)
+            best = _smaller(best, Encoded("huffman", coded))
+    return best
+
+
+def _smaller(best: Encoded, other: Encoded) -> Encoded:
+    """Return the shorter of two, the first where they tie."""
+    return other if len(other.data) < len(best.data) else best
+
+
+def decode(coder: str, data: bytes, count: int, alphabet: int) -> npt.NDArray[np.uint8 | np.int32]:
+    """Undo :func:`encode` and :func:`encode_pattern`.
+
+    Args:
+        coder: The name that came with the data.
+        data: The bytes.
+        count: How many symbols there are.
+        alphabet: Number of possible symbols, 1..65536.
+
+    Returns:
+        (count,) uint8, or int32 where the alphabet is above 256.
+
+    Raises:
+        CodingError: An unknown coder, damaged, cut short or too long data, or a symbol outside
+            the alphabet. Nothing larger than ``count`` asks for has been allocated then.
+    """
+    check_alphabet(alphabet)
+    check_count(count)
+    if coder.startswith(_GAPS):
+        if alphabet != 2:
+            raise CodingError(f"{coder}: codes patterns of 0 and 1, not alphabet {alphabet}.")
+        return _decode_gaps(coder.removeprefix(_GAPS), data, count)
+    if coder == "packed":
+        symbols = unpack_fixed(data, width_of(alphabet), count)
+    elif coder == "zstd":
+        symbols = zstd.decode(data, count, alphabet)
+    elif coder == "huffman":
+        symbols = huffman.decode(data, count, alphabet)
+    elif coder == "rans":
+        symbols = ans.decode(data, count, alphabet)
+    else:
+        raise CodingError(f"no coder {coder!r}.{nearest(coder, CODERS)} There are: "
+                          f"{', '.join(CODERS)} and gaps-* of each.")  # fmt: skip
+    if symbols.size and int(symbols.max()) >= alphabet:
+        raise CodingError(f"{coder}: symbol {symbols.max()} is outside 0..{alphabet - 1}.")
+    return cast(
+        "npt.NDArray[np.uint8 | np.int32]", symbols.astype(symbol_type(alphabet), copy=False)
+    )
+
+
+def encode_pattern(bits: npt.NDArray[np.uint8], *, effort: Effort) -> Encoded:
+    """Code a 0/1 pattern, as bits or as the gaps between its ones, whichever is smaller.
+
+    Args:
+        bits: (n,) zeros and ones.
+        effort: As for :func:`encode`; the gap symbols go through the same coders.
+
+    Source: Han, Mao & Dally, 2016, Deep Compression, section 2 (gaps with filler zeros).
+    """
+    best = encode(bits, 2, effort=effort)
+    runs = gaps.zeros_before(bits)
+    if len(best.data) <= 2:
+        return best
+    for width in _gap_widths(runs):
+        symbols = gaps.to_symbols(runs, width)
+        inner = encode(symbols, 1 << width, effort=effort)
+        data = bytes([width]) + put_varint(symbols.size) + inner.data
+        best = _smaller(best, Encoded(_GAPS + inner.coder, data))
+    return best
+
+
+def _gap_widths(runs: npt.NDArray[np.int64]) -> list[int]:
+    """Return the widths whose symbols promise to be the smallest, by entropy and fixed width."""
+    estimates = []
+    for width in gaps.WIDTHS:
+        counts = gaps.counts(runs, width)
+        estimates.append((float(counts.sum()) * entropy_of_counts(counts), width))
+    return [width for _, width in sorted(estimates)[:_GAP_WIDTHS_TRIED]]
+
+
+def _decode_gaps(coder: str, data: bytes, count: int) -> npt.NDArray[np.uint8 | np.int32]:
+    reader = Reader(data, where=_GAPS + coder)
+    width, size = reader.byte(), reader.varint()
+    if width not in gaps.WIDTHS or size > count:
+        raise CodingError(f"{reader.where}: {size} gaps of {width} bits for {count} positions.")
+    if coder.startswith(_GAPS):
+        raise CodingError(f"{reader.where}: gaps of gaps are not a coder.")
+    symbols = decode(coder, reader.rest(), size, 1 << width)
+    return gaps.from_symbols(symbols, width, count)
+
+
+def encode_values(raw: bytes, itemsize: int, *, effort: Effort) -> Encoded:
+    """Code plain little-endian values without loss: "raw", "zstd" or "planes-zstd".
+
+    Args:
+        raw: Whole values, ``itemsize`` bytes each.
+        itemsize: Bytes of one value, 1 or more.
+        effort: "smallest" tries slower levels too and is never larger.
+    """
+    _check_effort(effort)
+    return Encoded(*values.encode(raw, itemsize, effort=effort))
+
+
+def decode_values(coder: str, data: bytes, size: int, itemsize: int) -> bytes:
+    """Undo :func:`encode_values`; ``size`` is the number of bytes due.
+
+    Raises:
+        CodingError: An unknown coder, or damaged, cut short or too long data.
+    """
+    return values.decode(coder, data, size, itemsize)
+
+
+def _check_effort(effort: str) -> None:
+    if effort not in ("fast", "smallest"):
+        raise CodingError(f"effort={effort!r} must be 'fast' or 'smallest'.")
