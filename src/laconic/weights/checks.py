@@ -10,6 +10,7 @@ from torch import Tensor
 from laconic.errors import LayerError
 from laconic.forms.base import Form
 from laconic.forms.dense import Dense
+from laconic.forms.sparse import Sparse
 from laconic.weights.base import Site
 
 
@@ -57,6 +58,9 @@ def replace_dense(form: Form, change: Callable[[Dense, str], Form], path: str = 
     }
     if all(children[name] is child for name, child in form.children_forms().items()):
         return form
+    if isinstance(form, Sparse):
+        values = children["values"]
+        return Sparse(form.mask, values, shape=form.shape, dtype=form.dtype, pattern=form.pattern)
     parts = {name: part.tensor.detach() for name, part in form.parts().items()}
     return type(form).from_parts(form.shape, form.dtype, form.settings(), parts, children)
 

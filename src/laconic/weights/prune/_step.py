@@ -92,7 +92,7 @@ class PruneStep(LayerStep, ABC):
         kept = form.cols // m * n
         if isinstance(form, Sparse):
             self.check_superset(held_values(form), form.rows * kept, site=site)
-        return sparse_sketch(form, (form.rows, kept), "n:m")
+        return sparse_sketch(form, (form.rows, kept), self.pattern)
 
     def check_superset(self, held: int, wanted: int, *, site: str) -> None:
         """Check that pruning again keeps no more values than there are.

@@ -16,7 +16,6 @@ from laconic.registry import method
 from laconic.settings import setting
 from laconic.weights.base import LayerStep, Site
 from laconic.weights.checks import finite_matrix
-from laconic.weights.prune._masks import kept_mask
 from laconic.weights.prune._select import (
     count_below,
     smallest,
@@ -90,7 +89,7 @@ class Magnitude(PruneStep):
         mask = ~self.pruned(scores_of(site, matrix))
         if isinstance(site.form, Sparse):
             self.check_superset(held_values(site.form), int(mask.sum()), site=site.name)
-        pattern = "n:m" if self.pattern is not None else "unstructured"
+        pattern = self.pattern or "unstructured"
         return sparse_form(matrix, mask, site.form, pattern)
 
     def resolve(self, sites: Sequence[Site]) -> dict[str, LayerStep]:
@@ -130,5 +129,5 @@ def scores_of(site: Site, matrix: Tensor) -> Tensor:
     """Return ``|w|``, and -1 where an earlier step pruned: those go first."""
     scores = matrix.abs()
     if isinstance(site.form, Sparse):
-        scores = scores.masked_fill(~kept_mask(site.form), -1.0)
+        scores = scores.masked_fill(~site.form.mask, -1.0)
     return scores

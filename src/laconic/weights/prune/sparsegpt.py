@@ -16,7 +16,6 @@ from laconic.registry import method
 from laconic.settings import setting
 from laconic.weights.base import Site, SiteKind, Statistic
 from laconic.weights.checks import finite_matrix, rows_by_group
-from laconic.weights.prune._masks import kept_mask
 from laconic.weights.prune._select import smallest, smallest_in_groups
 from laconic.weights.prune._step import PruneStep, held_values, sparse_form, sparse_sketch
 from laconic.weights.second_order import inverse_factor, sweep
@@ -82,7 +81,7 @@ class SparseGpt(PruneStep):
         self.check_form(site.form)
         self.check_width(site.form.cols, site=site.name)
         matrix = finite_matrix(site)
-        earlier = kept_mask(site.form) if isinstance(site.form, Sparse) else None
+        earlier = site.form.mask if isinstance(site.form, Sparse) else None
         gram = site.need("gram")
         grams = gram if gram.dim() == 3 else gram.unsqueeze(0)
         mask, values, blind = torch.empty_like(matrix, dtype=torch.bool), matrix.clone(), 0
@@ -102,7 +101,7 @@ class SparseGpt(PruneStep):
             )
         if isinstance(site.form, Sparse):
             self.check_superset(held_values(site.form), int(mask.sum()), site=site.name)
-        pattern = "n:m" if self.pattern is not None else "unstructured"
+        pattern = self.pattern or "unstructured"
         return sparse_form(values, mask, site.form, pattern)
 
     def _block(self) -> int:

@@ -17,7 +17,6 @@ from laconic.registry import method
 from laconic.settings import setting
 from laconic.weights.base import Site, SiteKind, Statistic
 from laconic.weights.checks import finite_matrix, rows_by_group
-from laconic.weights.prune._masks import kept_mask
 from laconic.weights.quantize._step import UniformStep
 from laconic.weights.quantize._uniform import Grid
 from laconic.weights.second_order import inverse_factor, sweep
@@ -100,7 +99,7 @@ class Gptq(UniformStep):
 
     def _levels(self, site: Site, matrix: Tensor) -> _Levels:
         if isinstance(site.form, Sparse):
-            mask = kept_mask(site.form).to(matrix.device)
+            mask = site.form.mask.to(matrix.device)
             values = matrix[mask].reshape(site.form.values.rows, site.form.values.cols)
             place = torch.zeros(matrix.shape, dtype=torch.long, device=matrix.device)
             place[mask] = torch.arange(values.numel(), device=matrix.device)

@@ -16,7 +16,6 @@ from laconic.registry import method
 from laconic.settings import setting
 from laconic.weights.base import LayerStep, Site, Statistic
 from laconic.weights.checks import finite, has_dense, replace_dense
-from laconic.weights.prune._masks import kept_mask
 from laconic.weights.quantize._clusters import cluster, nearest
 
 
@@ -97,7 +96,7 @@ class KMeans(LayerStep):
         rows = site.form.rows // site.groups
         each = squares.expand(site.groups, rows, -1).reshape(site.form.rows, site.form.cols)
         if isinstance(site.form, Sparse):
-            return each[kept_mask(site.form)]
+            return each[site.form.mask]
         return each.reshape(-1)
 
     def _codebook(self, dense: Dense, importance: Tensor | None, *, site: str) -> Codebook:
