@@ -76,7 +76,7 @@ def codebook(weight: Tensor, table: Tensor | None = None) -> Codebook:
     entries = (
         torch.linspace(float(weight.min()), float(weight.max()), 3) if table is None else table
     )
-    codes = (weight[..., None] - entries).abs().argmin(-1)
+    codes = (weight[..., None] - entries).abs().argmin(-1).to(torch.uint8)
     return Codebook(codes, entries[:, None], shape=tuple(weight.shape), dtype=weight.dtype)
 
 
@@ -157,6 +157,7 @@ def test_worked_centroid_gradient_is_the_sum_over_the_cluster() -> None:
     weight = torch.tensor([[0.5, -1.0], [-1.0, 0.5]])
     install_(model, "0.weight", codebook(weight, torch.tensor([0.5, -1.0])))
     form = installed(model)["0.weight"].form
+    form.requires_grad_(True)
     gains = torch.tensor([[3.0, 2.0], [7.0, -1.0]])
     (gains * form.dense()).sum().backward()
     (table,) = form.parameters()
