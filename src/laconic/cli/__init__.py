@@ -1,1 +1,1 @@
-"""Room: cli."""
+"""The command line: a file per sub-command, each loaded only when it is used."""

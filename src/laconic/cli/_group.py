@@ -1,0 +1,110 @@
+"""Groups and commands that load late, fail in one line and suggest the nearest name."""
+
+from __future__ import annotations
+
+import importlib
+import traceback
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from laconic.errors import LaconicError, LaconicWarning, nearest
+
+
+def _set_debug(context: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        context.find_root().meta["laconic.debug"] = True
+
+
+def debug_option() -> click.Option:
+    """Return the option that shows where an error came from."""
+    return click.Option(
+        ["--debug"],
+        is_flag=True,
+        expose_value=False,
+        callback=_set_debug,
+        is_eager=True,
+        help="Show the whole traceback of an error.",
+    )
+
+
+class Command(click.Command):
+    """A command with ``--debug``, whose options can be spelt with the nearest name's help."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params.append(debug_option())
+
+
+class LazyGroup(click.Group):
+    """A group that imports a sub-command's file when the sub-command is used.
+
+    Args:
+        lazy: Module and one-line help of each sub-command by its name; the module holds the
+            command as ``command``.
+    """
+
+    command_class = Command
+
+    def __init__(self, *args: Any, lazy: Mapping[str, tuple[str, str]], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.lazy = dict(lazy)
+        self.params.append(debug_option())
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the order of the table."""
+        return list(self.lazy)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return a sub-command."""
+        if cmd_name not in self.lazy:
+            return None
+        found = importlib.import_module(self.lazy[cmd_name][0]).command
+        if not isinstance(found, click.Command):
+            raise TypeError(f"{self.lazy[cmd_name][0]}.command is not a click command")
+        return found
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find a sub-command; an unknown one is answered with the nearest name."""
+        if args and args[0] not in self.lazy and not args[0].startswith("-"):
+            ctx.fail(f"No such command {args[0]!r}.{nearest(args[0], self.lazy)}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the sub-commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in self.lazy.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run; an error of ours becomes one line and exit code 1, a warning one line."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", LaconicWarning)
+            warnings.showwarning = _show_warning(warnings.showwarning)
+            try:
+                return super().invoke(ctx)
+            except LaconicError as error:
+                if ctx.find_root().meta.get("laconic.debug"):
+                    click.echo(traceback.format_exc(), err=True, nl=False)
+                click.echo(f"laconic: error: {one_line(str(error))}", err=True)
+                ctx.exit(1)
+
+
+def one_line(text: str) -> str:
+    """Join the lines of a message."""
+    return " ".join(text.split())
+
+
+def _show_warning(fallback: Any) -> Any:
+    def show(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, *more: Any
+    ) -> None:
+        if issubclass(category, LaconicWarning):
+            click.echo(f"laconic: warning: {one_line(str(message))}", err=True)
+        else:
+            fallback(message, category, filename, lineno, *more)
+
+    return show

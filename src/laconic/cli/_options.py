@@ -1,0 +1,142 @@
+"""Options that several commands share, and what they set up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from laconic.errors import BackendError, ConfigError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from laconic.task import Task
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+
+
+def run_options(function: _Function) -> _Function:
+    """Add ``--seed``, ``--threads`` and ``--device``."""
+    for option in (
+        click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1 or mps."),
+        click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: all]"),
+        click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True),
+    ):
+        function = option(function)
+    return function
+
+
+def json_option(function: _Function) -> _Function:
+    """Add ``--json``."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")(
+        function
+    )
+
+
+def weights_option(function: _Function) -> _Function:
+    """Add ``--weights``."""
+    return click.option(
+        "--weights",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="Weights for package.module:factory: .safetensors, or .pt with tensors alone.",
+    )(function)
+
+
+def data_options(function: _Function) -> _Function:
+    """Add ``--data`` and ``--data-option``."""
+    for option in (
+        click.option(
+            "--data-option",
+            "data_options",
+            multiple=True,
+            metavar="KEY=VALUE",
+            callback=_pairs,
+            help="An option of the data set, such as length=256; may be given again.",
+        ),
+        click.option(
+            "--data",
+            metavar="NAME",
+            help="A data set such as digits or wikitext2, or package.module:factory of a Task.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def out_options(function: _Function) -> _Function:
+    """Add ``--out`` and ``--force``."""
+    for option in (
+        click.option("--force", is_flag=True, help="Replace what stands at --out."),
+        click.option(
+            "--out", type=click.Path(path_type=Path), required=True, help="Where to write."
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def _pairs(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> dict[str, Any]:
+    import yaml
+
+    found: dict[str, Any] = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise click.BadParameter(f"{text!r} is not KEY=VALUE.")
+        found[key.replace("-", "_")] = yaml.safe_load(value)
+    return found
+
+
+def budget_text(_: click.Context, __: click.Parameter, given: str | None) -> str | None:
+    """Refuse a budget that cannot be read, as wrong usage."""
+    if given is not None:
+        from laconic.budget import parse_budget
+
+        try:
+            parse_budget(given)
+        except ConfigError as error:
+            raise click.BadParameter(str(error)) from error
+    return given
+
+
+def prepare(seed: int, threads: int | None, device: str) -> None:
+    """Set seed and threads of this process and check that the device is there.
+
+    Raises:
+        BackendError: The device is not there; says which are.
+    """
+    import torch
+
+    torch.manual_seed(seed)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    there += ["cuda"] if torch.cuda.is_available() else []
+    there += ["mps"] if torch.backends.mps.is_available() else []
+    if device not in there:
+        raise BackendError(f"--device {device}: not on this machine, which has {', '.join(there)}.")
+
+
+def load(
+    model: str,
+    weights: Path | None,
+    data: str | None = None,
+    options: dict[str, Any] | None = None,
+    seed: int = 0,
+) -> tuple[nn.Module, Task | None, Any | None]:
+    """Load the model, and the task where ``--data`` is given, with the model's tokenizer."""
+    from laconic.modelspec import load_model, load_task
+
+    if options and not data:
+        raise click.UsageError("--data-option needs --data.")
+    if data and ":" not in data:
+        from laconic import datasets
+
+        datasets.describe(data)  # a misspelt name fails before the model is loaded
+    loaded, tokenizer = load_model(model, weights)
+    task = load_task(data, tokenizer=tokenizer, seed=seed, options=options or {}) if data else None
+    return loaded, task, tokenizer

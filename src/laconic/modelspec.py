@@ -1,0 +1,251 @@
+"""Models and tasks by the names that people type: folders, hub ids, ``package.module:factory``."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from laconic.errors import ArtifactError, ConfigError, UnsupportedModelError, nearest
+from laconic.extras import require
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from laconic.task import Task
+
+_FACTORY = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+_HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
+_INNER_KEYS = ("state_dict", "model_state_dict", "model")
+_FORMS = (
+    "a Hugging Face folder or id, a folder that laconic wrote, or package.module:factory with "
+    "--weights FILE"
+)
+
+
+def load_model(spec: str, weights: str | Path | None = None) -> tuple[nn.Module, Any | None]:
+    """Load a model by what was typed.
+
+    Args:
+        spec: A folder that laconic wrote, a Hugging Face folder or id, or
+            ``package.module:factory`` (found from the current folder too). A factory returns a
+            module, or a module and its tokenizer; it is called without arguments.
+        weights: For a factory, a ``.safetensors`` file or a ``.pt`` file of tensors alone.
+
+    Returns:
+        The model in eval mode, and its tokenizer where there is one.
+
+    Raises:
+        ConfigError: Nothing has this name, or the weights do not fit; has the nearest name.
+        ArtifactError: A folder or file is damaged.
+        MissingExtraError: A Hugging Face model without transformers.
+    """
+    if _FACTORY.match(spec):
+        model, tokenizer = _from_factory(spec)
+        if weights is not None:
+            load_weights_(model, Path(weights))
+        return model.eval(), tokenizer
+    if weights is not None:
+        raise ConfigError(
+            f"--weights {weights} goes with package.module:factory, but MODEL is {spec!r}, which "
+            "brings its own weights. Leave --weights out."
+        )
+    folder = Path(spec)
+    if (folder / "laconic.json").is_file():
+        from laconic import artifact
+
+        return artifact.load(folder), _tokenizer(folder)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise ConfigError(f"MODEL {spec!r} is a folder without config.json. Give {_FORMS}.")
+    if not folder.is_dir() and (folder.exists() or not _HUB_ID.match(spec)):
+        raise ConfigError(f"MODEL {spec!r} is neither a folder nor a name. Give {_FORMS}.")
+    return _from_hub(spec)
+
+
+def hub_folder(spec: str) -> Path | None:
+    """Return the folder of a Hugging Face model on disk; None for anything else."""
+    folder = Path(spec)
+    ours = (folder / "laconic.json").is_file()
+    return folder if (folder / "config.json").is_file() and not ours else None
+
+
+def _from_factory(spec: str) -> tuple[nn.Module, Any | None]:
+    from torch import nn
+
+    made = _attribute(spec, "MODEL")
+    made = made() if callable(made) and not isinstance(made, nn.Module) else made
+    model, tokenizer = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    if not isinstance(model, nn.Module):
+        raise ConfigError(
+            f"MODEL {spec!r} gave {type(model).__name__}; it must give a torch.nn.Module, or a "
+            "pair of a module and its tokenizer."
+        )
+    return model, tokenizer
+
+
+def _attribute(spec: str, what: str) -> Any:
+    """Import ``package.module:name``; the current folder counts as installed from then on."""
+    module_name, _, name = spec.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path and "" not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        missing = error.name or module_name
+        if module_name == missing or module_name.startswith(f"{missing}."):
+            raise ConfigError(
+                f"{what} {spec!r}: no module {missing!r} on the path or in the current folder. "
+                "Run from the folder that holds it, or install it."
+            ) from error
+        raise ConfigError(f"{what} {spec!r}: {module_name} needs {missing!r}: {error}.") from error
+    if not hasattr(module, name):
+        public = [key for key in vars(module) if not key.startswith("_")]
+        raise ConfigError(
+            f"{what} {spec!r}: module {module_name} has no {name!r}.{nearest(name, public)} "
+            f"Give the name of a function or class in it."
+        )
+    return getattr(module, name)
+
+
+def load_weights_(model: nn.Module, path: Path) -> None:
+    """Load a file of tensors into a model, in place; every name and shape must fit.
+
+    Raises:
+        ArtifactError: The file is missing, damaged, or holds more than tensors.
+        ConfigError: Names or shapes do not fit the model.
+    """
+    tensors = _read_tensors(path)
+    own = model.state_dict()
+    missing = [name for name in own if name not in tensors]
+    extra = [name for name in tensors if name not in own]
+    wrong = [n for n, t in tensors.items() if n in own and tuple(t.shape) != tuple(own[n].shape)]
+    if missing or extra:
+        hint = nearest(extra[0], missing) if extra and missing else ""
+        raise ConfigError(
+            f"{path.name}: does not fit {type(model).__name__}: missing {_some(missing)}; "
+            f"unknown {_some(extra)}.{hint} Give the weights of this very architecture."
+        )
+    if wrong:
+        name = wrong[0]
+        raise ConfigError(
+            f"{path.name}: {name} has shape {tuple(tensors[name].shape)}, the model wants "
+            f"{tuple(own[name].shape)} ({len(wrong)} such). Give the settings it was trained with."
+        )
+    model.load_state_dict(tensors)
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    import pickle
+
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise ArtifactError(str(path), "no such file; give --weights a .safetensors or .pt file")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        held = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise ArtifactError(
+            path.name, f"not a file of tensors alone ({reason}); save model.state_dict()"
+        ) from error
+    for key in _INNER_KEYS:
+        if isinstance(held, Mapping) and isinstance(held.get(key), Mapping):
+            held = held[key]
+    if not isinstance(held, Mapping) or not all(isinstance(t, torch.Tensor) for t in held.values()):
+        raise ArtifactError(path.name, "is not a mapping of names to tensors; save state_dict()")
+    return dict(held)
+
+
+def _some(names: list[str]) -> str:
+    if not names:
+        return "none"
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _from_hub(spec: str) -> tuple[nn.Module, Any | None]:
+    transformers = require("transformers", "hf", purpose=f"the Hugging Face model {spec!r}")
+    try:
+        config = transformers.AutoConfig.from_pretrained(spec)
+        cls = _hub_class(transformers, spec, config)
+        model: nn.Module = cls.from_pretrained(spec, dtype="auto")
+    except (OSError, ValueError, json.JSONDecodeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigError(f"MODEL {spec!r} cannot be loaded: {reason} Give {_FORMS}.") from error
+    return model.eval(), _tokenizer(Path(spec), spec)
+
+
+def _hub_class(transformers: Any, spec: str, config: Any) -> Any:
+    names = list(getattr(config, "architectures", None) or [])
+    if not names:
+        return transformers.AutoModelForCausalLM
+    if not hasattr(transformers, names[0]):
+        raise UnsupportedModelError(
+            f"MODEL {spec!r}: its class {names[0]} is not in transformers; code that comes with a "
+            "model is never run. Give package.module:factory with --weights."
+        )
+    return getattr(transformers, names[0])
+
+
+def _tokenizer(folder: Path, spec: str | None = None) -> Any | None:
+    names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+    if folder.is_dir() and not any((folder / name).is_file() for name in names):
+        return None
+    transformers = require("transformers", "hf", purpose="the model's tokenizer")
+    return transformers.AutoTokenizer.from_pretrained(spec or str(folder))
+
+
+def load_task(
+    name: str, *, tokenizer: Any | None = None, seed: int = 0, options: Mapping[str, Any] = {}
+) -> Task:
+    """Load a task by the name of a data set, or from ``package.module:factory``.
+
+    Args:
+        name: One of ``datasets.names()``, or a factory that returns a Task.
+        tokenizer: Goes to data sets of text; text is read as bytes where None.
+        seed: Draws the calibration examples.
+        options: Options of the data set or arguments of the factory.
+
+    Raises:
+        ConfigError: Unknown name or option; has the nearest one.
+        DataError: A file is missing; says what to do.
+    """
+    import inspect
+
+    from laconic import datasets
+    from laconic.task import Task
+
+    if _FACTORY.match(name):
+        task = _attribute(name, "--data")
+        task = task if isinstance(task, Task) else task(**options)
+        if not isinstance(task, Task):
+            raise ConfigError(f"--data {name!r} gave {type(task).__name__}, not a laconic Task.")
+        return task
+    extra: dict[str, Any] = {}
+    takes = inspect.signature(datasets.describe(name).loader).parameters
+    if tokenizer is not None and "tokenizer" in takes and "tokenizer" not in options:
+        extra["tokenizer"] = _as_function(tokenizer)
+    return datasets.load(name, seed=seed, **options, **extra)
+
+
+def _as_function(tokenizer: Any) -> Callable[[str], list[int]]:
+    """Return ``text -> ids`` of a Hugging Face tokenizer, without special tokens."""
+    if not hasattr(tokenizer, "encode"):
+        function: Callable[[str], list[int]] = tokenizer
+        return function
+
+    def encode(text: str) -> list[int]:
+        try:
+            return list(tokenizer.encode(text, add_special_tokens=False))
+        except TypeError:  # a tokenizer that has no special tokens to leave out
+            return list(tokenizer.encode(text))
+
+    return encode
