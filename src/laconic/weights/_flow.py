@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -141,7 +142,7 @@ def record_streams(
     for batch in data.batches():
         with quiet(model):
             recorder = _Recorder(blocks)
-            stream = recorder.run(lambda batch=batch: task.forward(model, batch))
+            stream = recorder.run(partial(task.forward, model, batch))
         if stream is None:
             return None
         stream.keep = data.keep(batch)
@@ -183,7 +184,8 @@ class _Recorder:
     def _before(self, index: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self.linear &= index == len(self.calls)
-            places: dict[int | str, Any] = {**dict(enumerate(args)), **kwargs}
+            places: dict[int | str, Any] = dict(enumerate(args))
+            places.update(kwargs)
             if index == 0:
                 place = next((p for p, v in places.items() if isinstance(v, Tensor)), None)
                 flows = {} if place is None else {place: 0}

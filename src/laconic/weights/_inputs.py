@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -43,44 +45,56 @@ def _without_padding(x: Tensor, keep: Tensor | None) -> Tensor:
     return x
 
 
+@dataclass(frozen=True)
+class _Window:
+    """How a convolution moves over its input; one-dimensional ones have a height of 1."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+    pads: list[int]
+    mode: str
+    groups: int
+    spatial: int
+
+
+def _window(module: Any) -> _Window:
+    spatial = len(module.kernel_size)
+    lead = (1,) * (2 - spatial)
+    padding, pads = module.padding, []
+    for axis in reversed(range(spatial)):  # as F.pad wants it: last axis first, both ends
+        if padding == "same":
+            total = module.dilation[axis] * (module.kernel_size[axis] - 1)
+            pads += [total // 2, total - total // 2]
+        else:
+            pads += [0, 0] if padding == "valid" else [padding[axis]] * 2
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    kernel, stride, dilation = (
+        (*lead, *value) for value in (module.kernel_size, module.stride, module.dilation)
+    )
+    return _Window(kernel, stride, dilation, pads, mode, module.groups, spatial)
+
+
 def _patches(module: nn.Module, x: Tensor) -> Iterator[Tensor]:
     """Yield im2col rows: channel first, then kernel position, as in the weight's matrix view."""
-    flat = len(module.kernel_size) == 1  # type: ignore[arg-type]
-    spatial = 1 if flat else 2
-    if x.dim() == spatial + 1:
+    window = _window(module)
+    if x.dim() == window.spatial + 1:
         x = x.unsqueeze(0)
-    pads = _padding(module, spatial)
-    mode = str(getattr(module, "padding_mode", "zeros"))
-    x = F.pad(x, pads, mode="constant" if mode == "zeros" else mode)
-    if flat:
+    x = F.pad(x, window.pads, mode=window.mode)
+    if window.spatial == 1:
         x = x.unsqueeze(2)
-    kernel, stride, dilation = (
-        (1, *value) if flat else tuple(value)
-        for value in (module.kernel_size, module.stride, module.dilation)
-    )
-    groups = int(module.groups)  # type: ignore[arg-type]
-    blown = x[0].numel() * x.element_size() * kernel[0] * kernel[1]
-    for piece in x.split(max(1, _CHUNK_BYTES // max(blown, 1))):
-        rows = F.unfold(piece, kernel, dilation=dilation, stride=stride)  # (n, c*k, places)
+    blown = x[0].numel() * x.element_size() * window.kernel[0] * window.kernel[1]
+    step = max(1, _CHUNK_BYTES // max(blown, 1))
+    for start in range(0, len(x), step):
+        rows = F.unfold(
+            x[start : start + step],
+            window.kernel,
+            dilation=window.dilation,
+            stride=window.stride,
+        )  # (examples, channels * kernel, places)
         n, width, places = rows.shape
-        rows = rows.reshape(n, groups, width // groups, places)
-        yield rows.permute(1, 0, 3, 2).reshape(groups, n * places, width // groups)
-
-
-def _padding(module: nn.Module, spatial: int) -> list[int]:
-    """Return the padding for ``F.pad``: last axis first, both ends of each."""
-    padding = module.padding
-    if padding == "valid":
-        return [0] * (2 * spatial)
-    kernel, dilation = tuple(module.kernel_size), tuple(module.dilation)  # type: ignore[arg-type]
-    ends: list[int] = []
-    for axis in reversed(range(spatial)):
-        if padding == "same":
-            total = dilation[axis] * (kernel[axis] - 1)
-            ends += [total // 2, total - total // 2]
-        else:
-            ends += [padding[axis]] * 2  # type: ignore[index]
-    return ends
+        rows = rows.reshape(n, window.groups, width // window.groups, places)
+        yield rows.permute(1, 0, 3, 2).reshape(window.groups, n * places, -1)
 
 
 class Accumulator:

@@ -91,7 +91,7 @@ class Site:
         Raises:
             ConfigError: It was not gathered for this site.
         """
-        value = getattr(self.statistics, statistic) if self.statistics else None
+        value: Tensor | None = getattr(self.statistics, statistic) if self.statistics else None
         if value is None:
             raise ConfigError(
                 f"{self.name}: no statistic {statistic!r} was gathered; the step needs "

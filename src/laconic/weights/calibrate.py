@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -129,12 +130,8 @@ class _Gathering:
         blocks = list(blocks_of(self.model))
         with ExitStack() as stack:
             for site in sites:
-                stack.enter_context(
-                    hooked(
-                        owner_of(self.model, site),
-                        lambda module, x, site=site: calls.append((site.name, x)),
-                    )
-                )
+                note = partial(_note, calls, site.name)
+                stack.enter_context(hooked(owner_of(self.model, site), note))
             if blocks:
                 first = self.model.get_submodule(blocks[0])
                 stack.enter_context(hooked(first, lambda module, x: begun.append(len(calls))))
@@ -233,6 +230,10 @@ class _Gathering:
             for site in sharing:
                 site.statistics = statistics
         return [site for sharing in chunk for site in sharing]
+
+
+def _note(calls: list[tuple[str, Tensor]], name: str, module: nn.Module, x: Tensor) -> None:
+    calls.append((name, x))
 
 
 class _Watch:

@@ -75,7 +75,9 @@ def gram_root(gram: Tensor, *, rtol: float | None = None) -> Root:
     Raises:
         ConfigError: The matrix is not square, or a value is not finite.
     """
-    held: dict[float | None, Root] = _ROOTS.setdefault(gram, {})
+    if gram not in _ROOTS:
+        _ROOTS[gram] = {}
+    held: dict[float | None, Root] = _ROOTS[gram]
     if rtol not in held:
         held[rtol] = _decompose(gram, rtol)
     return held[rtol]

@@ -101,10 +101,8 @@ def fit_grid(
         grid = _grid(low, high, bits, symmetric, store)
     else:
         size = max(1, _CHUNK // max(groups[0].numel(), 1))
-        pieces = [
-            _searched(*piece, bits, symmetric, store)
-            for piece in zip(groups.split(size), low.split(size), high.split(size), strict=True)
-        ]
+        spans = [slice(i, i + size) for i in range(0, len(groups), size)]
+        pieces = [_searched(groups[s], low[s], high[s], bits, symmetric, store) for s in spans]
         grid = Grid(torch.cat([p.scale for p in pieces]), torch.cat([p.zero for p in pieces]), bits)
     _check_scales(grid, low, high, store, site)
     return grid
