@@ -29,6 +29,9 @@ _WHERE = "rans"
 _PRECISION = 24
 _Coder = constriction.stream.stack.AnsCoder
 _TABLE_PRECISIONS = (6, 8, 10, 12, 14, 16, 18, 20, 22)
+# A symbol of frequency f raises the state by a factor of at least (2**24 / f)**0.99 once the
+# state is above 2**31; damaged data that would decode to more symbols than that is refused early.
+_LEAST_SHARE = 0.99
 _LARGE = 1 << 12  # above, only two precisions are tried
 
 
@@ -54,7 +57,7 @@ def encode(symbols: Array, alphabet: int) -> bytes:
         return head
     rank = np.zeros(frequencies.size, np.int32)
     rank[used] = np.arange(used.size)
-    coder = _Coder()
+    coder = _Coder(_guard())
     coder.encode_reverse(rank[group(symbols, alphabet, size)], _model(frequencies[used]))
     words: npt.NDArray[np.uint32] = coder.get_compressed()
     return head + words.astype("<u4").tobytes()
@@ -85,6 +88,11 @@ def _best_table(joined: Array, alphabet: int) -> tuple[float, npt.NDArray[np.int
     return best
 
 
+def _guard() -> npt.NDArray[np.uint32]:
+    """Return the first state: every symbol then costs bits, so a wrong count is noticed."""
+    return np.array([1 << _PRECISION], np.uint32)
+
+
 def _model(frequencies: npt.NDArray[np.int64]) -> Any:
     """Hand integer frequencies to constriction as exact binary fractions.
 
@@ -111,9 +119,13 @@ def decode(data: bytes, count: int, alphabet: int) -> Array:
         reader.close()
         joined: Array = np.full(items, used[0], kind)
     else:
-        coder = _Coder(_read_words(reader))
+        words = _read_words(reader)
+        least = items * (np.log2(frequencies.sum()) - np.log2(frequencies.max()))
+        if _LEAST_SHARE * least > 32 * words.size + 32:
+            raise CodingError(f"{_WHERE}: {words.size} words do not hold {count} symbols.")
+        coder = _Coder(words)
         ranks: npt.NDArray[np.int32] = coder.decode(_model(frequencies[used]), items)
-        if not coder.is_empty():
+        if not np.array_equal(coder.get_compressed(), _guard()):
             raise CodingError(f"{_WHERE}: the stream does not end where it began; it is damaged.")
         joined = used.astype(np.int32)[ranks].astype(kind, copy=False)
     return ungroup(joined, alphabet, size, count, where=_WHERE)
@@ -147,7 +159,7 @@ def reference_decode(data: bytes, count: int, alphabet: int) -> Array:
 
     The last two words are the state ``x``. A symbol is the one whose range of frequencies, scaled
     to 24 bits, holds ``x mod 2**24``; then ``x = freq * (x >> 24) + x mod 2**24 - start``, and
-    while ``x < 2**32`` and words are left, ``x = x << 32 | last word``. It ends at ``x = 0``.
+    while ``x < 2**32`` and words are left, ``x = x << 32 | last word``. It ends at ``x = 2**24``.
     """
     reader = Reader(data, where=_WHERE)
     size, frequencies = _read_table(reader, count, alphabet)
@@ -155,8 +167,10 @@ def reference_decode(data: bytes, count: int, alphabet: int) -> Array:
     scaled = frequencies[used] * ((1 << _PRECISION) // int(frequencies.sum()))
     starts = np.cumsum(scaled) - scaled
     words = [int(word) for word in _read_words(reader)]
+    joined = np.full(-(-count // size), used[0], symbol_type(frequencies.size))
+    if used.size == 1 and not words:
+        return ungroup(joined, alphabet, size, count, where=_WHERE)
     state = 0
-    joined = np.zeros(-(-count // size), symbol_type(frequencies.size))
     for index in range(joined.size):
         while state < 1 << 32 and words:
             state = state << 32 | words.pop()
@@ -164,6 +178,6 @@ def reference_decode(data: bytes, count: int, alphabet: int) -> Array:
         entry = int(np.searchsorted(starts, slot, "right")) - 1
         state = int(scaled[entry]) * (state >> _PRECISION) + slot - int(starts[entry])
         joined[index] = used[entry]
-    if state or words:
+    if state != 1 << _PRECISION or words:
         raise CodingError(f"{_WHERE}: the stream does not end where it began; it is damaged.")
     return ungroup(joined, alphabet, size, count, where=_WHERE)

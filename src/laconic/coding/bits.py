@@ -112,16 +112,18 @@ def put_codes(codes: Array, lengths: Array) -> bytes:
         codes: (n,) values below ``2**length``.
         lengths: (n,) bits of each code, 0..32.
     """
-    ends = np.cumsum(lengths, dtype=np.int64)
-    total = int(ends[-1]) if ends.size else 0
+    total = int(lengths.sum(dtype=np.int64))
     words = np.zeros(total // _WORD + 2, np.uint64)
-    for first in range(0, ends.size, _SLAB):
-        part = slice(first, first + _SLAB)
-        starts = ends[part] - lengths[part]
-        word, offset = starts >> 5, starts & 31
-        room = (64 - offset - lengths[part]).astype(np.uint64)
+    done = 0
+    for first in range(0, lengths.size, _SLAB):
+        sizes = lengths[first : first + _SLAB].astype(np.int64)
+        ends = done + np.cumsum(sizes)
+        done = int(ends[-1])
+        word, offset = (ends - sizes) >> 5, (ends - sizes) & 31
+        room = (64 - offset - sizes).astype(np.uint64)
         # A code of no bits leaves no trace; a shift by 64 would be undefined.
-        placed = np.where(room < 64, codes[part].astype(np.uint64) << (room & np.uint64(63)), 0)
+        placed = codes[first : first + _SLAB].astype(np.uint64) << (room & np.uint64(63))
+        placed[room == 64] = 0
         heads = np.flatnonzero(np.diff(word, prepend=-1))
         both = np.add.reduceat(placed, heads)  # disjoint bits: the sum is the union
         words[word[heads]] |= both >> np.uint64(_WORD)

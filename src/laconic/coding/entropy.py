@@ -6,11 +6,17 @@ import numpy as np
 import numpy.typing as npt
 
 from laconic.coding.bits import Array
+from laconic.coding.symbols import check_symbols
+
+_SLAB = 1 << 20  # counted at once; bounds the working memory
 
 
 def histogram(symbols: Array, alphabet: int) -> npt.NDArray[np.int64]:
     """Count each symbol: (alphabet,) int64."""
-    return np.bincount(symbols.astype(np.intp, copy=False), minlength=alphabet)
+    counts = np.zeros(alphabet, np.int64)
+    for first in range(0, symbols.size, _SLAB):
+        counts += np.bincount(symbols[first : first + _SLAB], minlength=alphabet)
+    return counts
 
 
 def entropy_of_counts(counts: Array) -> float:
@@ -35,6 +41,4 @@ def entropy(symbols: Array, alphabet: int) -> float:
     >>> entropy(np.array([0, 1, 2, 3]), 4)
     2.0
     """
-    from laconic.coding.symbols import check_symbols
-
     return entropy_of_counts(histogram(check_symbols(symbols, alphabet), alphabet))

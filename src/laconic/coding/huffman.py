@@ -133,11 +133,13 @@ def _decode_stream(reader: Reader, items: int, lengths: Integers) -> Array:
     chunk_log, smallest, width = reader.byte(), reader.varint(), reader.byte()
     if chunk_log not in _CHUNK_LOGS or width > 24 or smallest > _LONGEST << chunk_log:
         raise CodingError(f"{_WHERE}: the header of the chunks is damaged.")
+    if items > 8 * len(reader.data):
+        raise CodingError(f"{_WHERE}: {len(reader.data)} bytes do not hold {items} codes.")
     chunks = -(-items >> chunk_log)
     fields = unpack_fixed(reader.take(fixed_size(chunks, width)), width, chunks)
     ends = np.cumsum(fields.astype(np.int64) + smallest)
     stream = reader.rest()
-    if len(stream) != (int(ends[-1]) + 7) // 8:
+    if not items <= int(ends[-1]) or len(stream) != (int(ends[-1]) + 7) // 8:
         raise CodingError(f"{_WHERE}: {len(stream)} bytes of codes, {ends[-1]} bits are due.")
     spare = -int(ends[-1]) % 8
     if spare and stream[-1] & ((1 << spare) - 1):

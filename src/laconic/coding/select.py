@@ -25,6 +25,7 @@ from laconic.errors import nearest
 CODERS = ("packed", "zstd", "huffman", "rans")
 _GAPS = "gaps-"
 _GAP_WIDTHS_TRIED = 3
+_PROMISING = 1.02  # coders may gain a little on the entropy where gaps repeat
 
 
 class Encoded(NamedTuple):
@@ -110,9 +111,8 @@ def decode(coder: str, data: bytes, count: int, alphabet: int) -> npt.NDArray[np
                           f"{', '.join(CODERS)} and gaps-* of each.")  # fmt: skip
     if symbols.size and int(symbols.max()) >= alphabet:
         raise CodingError(f"{coder}: symbol {symbols.max()} is outside 0..{alphabet - 1}.")
-    return cast(
-        "npt.NDArray[np.uint8 | np.int32]", symbols.astype(symbol_type(alphabet), copy=False)
-    )
+    typed = symbols.astype(symbol_type(alphabet), copy=not symbols.flags.writeable)
+    return cast("npt.NDArray[np.uint8 | np.int32]", typed)
 
 
 def encode_pattern(bits: npt.NDArray[np.uint8], *, effort: Effort) -> Encoded:
@@ -125,10 +125,12 @@ def encode_pattern(bits: npt.NDArray[np.uint8], *, effort: Effort) -> Encoded:
     Source: Han, Mao & Dally, 2016, Deep Compression, section 2 (gaps with filler zeros).
     """
     best = encode(bits, 2, effort=effort)
-    runs = gaps.zeros_before(bits)
+    if effort == "smallest":
+        best = _smaller(best, encode_pattern(bits, effort="fast"))
     if len(best.data) <= 2:
         return best
-    for width in _gap_widths(runs):
+    runs = gaps.zeros_before(bits)
+    for width in _gap_widths(runs, 8 * len(best.data)):
         symbols = gaps.to_symbols(runs, width)
         inner = encode(symbols, 1 << width, effort=effort)
         data = bytes([width]) + put_varint(symbols.size) + inner.data
@@ -136,13 +138,14 @@ def encode_pattern(bits: npt.NDArray[np.uint8], *, effort: Effort) -> Encoded:
     return best
 
 
-def _gap_widths(runs: npt.NDArray[np.int64]) -> list[int]:
-    """Return the widths whose symbols promise to be the smallest, by entropy and fixed width."""
+def _gap_widths(runs: npt.NDArray[np.int64], limit: int) -> list[int]:
+    """Return the widths whose entropy is the least, those that promise over ``limit`` bits not."""
     estimates = []
     for width in gaps.WIDTHS:
         counts = gaps.counts(runs, width)
         estimates.append((float(counts.sum()) * entropy_of_counts(counts), width))
-    return [width for _, width in sorted(estimates)[:_GAP_WIDTHS_TRIED]]
+    promising = [item for item in sorted(estimates) if item[0] < _PROMISING * limit]
+    return [width for _, width in promising[:_GAP_WIDTHS_TRIED]]
 
 
 def _decode_gaps(coder: str, data: bytes, count: int) -> npt.NDArray[np.uint8 | np.int32]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,8 @@ from laconic.coding.integers import pack_integers, unpack_integers, unzigzag, zi
 
 MAX_PRECISION = 24
 _WHERE = "frequency table"
+_LIFT = MAX_PRECISION + 1
+_MAX_OFFSET = 1 << 24
 
 
 def quantize_pmf(p: npt.ArrayLike, precision: int, *, min_freq: int = 1) -> npt.NDArray[np.uint32]:
@@ -44,11 +47,12 @@ def quantize_pmf(p: npt.ArrayLike, precision: int, *, min_freq: int = 1) -> npt.
             "more. Raise the precision, or code fewer symbols."
         )
     rows = wide.reshape(-1, entries)
-    for index, row in enumerate(rows):
-        if not np.isfinite(row).all():
-            raise CodingError(f"probabilities row {index} contain NaN or infinity.")
-        if (row < 0).any() or not (row > 0).any():
-            raise CodingError(f"probabilities row {index} are negative somewhere or all zero.")
+    for wrong, what in (
+        (~np.isfinite(rows).all(1), "contain NaN or infinity"),
+        ((rows < 0).any(1) | ~(rows > 0).any(1), "are negative somewhere or all zero"),
+    ):
+        if wrong.any():
+            raise CodingError(f"probabilities row {int(wrong.argmax())} {what}.")
     rows = rows / rows.max(1, keepdims=True)  # keeps the sum of huge or tiny rows finite
     shares = rows / rows.sum(1, keepdims=True)
     exact = np.rint(shares * total)
@@ -99,6 +103,8 @@ class FreqTable:
         used = self.length[:, None]
         if rows and not (self.length.min() >= 1 and self.length.max() < columns.size):
             raise CodingError(f"{_WHERE}: a row has no entry, or more than fit its width.")
+        if rows and (np.abs(self.offset.astype(np.int64)) > _MAX_OFFSET).any():
+            raise CodingError(f"{_WHERE}: an offset is above {_MAX_OFFSET} in size.")
         steps = np.diff(self.start.astype(np.int64), axis=1)
         inside = columns[:-1] < used
         after = columns >= used
@@ -131,7 +137,7 @@ class FreqTable:
                 )
             start[index, 0] = 0
             start[index, 1 : row.size + 1] = np.cumsum(row)
-        first = np.zeros(len(arrays), np.int32) if offset is None else np.array(offset, np.int32)
+        first = np.zeros(len(arrays), np.int32) if offset is None else _offsets(offset)
         length = np.array([row.size for row in arrays], np.int32)
         return cls(start.astype(np.uint32), first, length, precision, escape)
 
@@ -176,14 +182,18 @@ class FreqTable:
             value (n,) int64, start (n,) uint32, freq (n,) uint32, escaped (n,) bool.
         """
         self._check_rows(rows)
-        width = self.start.shape[1]
-        lift = np.arange(self.start.shape[0], dtype=np.int64)[:, None] << (MAX_PRECISION + 1)
-        flat = (self.start.astype(np.int64) + lift).ravel()
-        wanted = slots.astype(np.int64) + (rows.astype(np.int64) << (MAX_PRECISION + 1))
-        entry = np.searchsorted(flat, wanted, "right") - 1 - rows.astype(np.int64) * width
+        lifted = rows.astype(np.int64)
+        wanted = slots.astype(np.int64) + (lifted << _LIFT)
+        entry = np.searchsorted(self._flat, wanted, "right") - 1 - lifted * self.start.shape[1]
         start = self.start[rows, entry]
         escaped = (entry == self.length[rows] - 1) & self.escape
         return entry + self.offset[rows], start, self.start[rows, entry + 1] - start, escaped
+
+    @cached_property
+    def _flat(self) -> npt.NDArray[np.int64]:
+        """All rows one after another in one rising array, each lifted above the one before."""
+        lift = np.arange(self.start.shape[0], dtype=np.int64)[:, None] << _LIFT
+        return (self.start.astype(np.int64) + lift).ravel()
 
     def _check_rows(self, rows: Array) -> None:
         count = self.start.shape[0]
@@ -228,6 +238,12 @@ class FreqTable:
     def sha256(self) -> str:
         """Return a fingerprint that changes when any integer of the table changes."""
         return hashlib.sha256(self.to_bytes()).hexdigest()
+
+
+def _offsets(values: Sequence[int]) -> npt.NDArray[np.int32]:
+    if any(abs(value) > _MAX_OFFSET for value in values):
+        raise CodingError(f"{_WHERE}: an offset is above {_MAX_OFFSET} in size.")
+    return np.array(values, np.int32)
 
 
 def _check_precision(precision: int) -> None:

@@ -1,7 +1,7 @@
 """Zstandard over one byte a symbol or a group of symbols.
 
-On symbols without structure the matches that a dictionary coder finds cost more than they save:
-of 1,500 chance matches none is long. So the first candidate looks for long matches only (7 bytes,
+On symbols without structure the matches that a dictionary coder finds cost more than they save,
+and they are short. So the first candidate looks for long matches only (7 bytes,
 a small hash table, the fast strategy), which leaves nearly everything to the Huffman stage that
 comes within 1 % of the entropy. Small alphabets are first grouped, several symbols to a byte:
 Huffman codes are whole bits, and matches by chance grow rare. Ordinary levels compete, for data
