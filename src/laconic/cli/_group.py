@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import textwrap
 import traceback
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
@@ -31,11 +32,34 @@ def debug_option() -> click.Option:
 
 
 class Command(click.Command):
-    """A command with ``--debug``, whose options can be spelt with the nearest name's help."""
+    """A command with ``--debug`` and examples under its help.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    Args:
+        examples: Command lines that work as they stand.
+    """
+
+    def __init__(self, *args: Any, examples: Sequence[str] = (), **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.examples = tuple(examples)
         self.params.append(debug_option())
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the examples."""
+        write_examples(self.examples, formatter)
+
+
+def write_examples(examples: Sequence[str], formatter: click.HelpFormatter) -> None:
+    """Write command lines, long ones broken as a shell takes them."""
+    if not examples:
+        return
+    with formatter.section("Examples"):
+        for line in examples:
+            room = max(40, formatter.width - formatter.current_indent - 6)
+            broken = textwrap.wrap(
+                line, room, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
+            )
+            indent = " " * formatter.current_indent
+            formatter.write(indent + f" \\\n{indent}".join(broken) + "\n")
 
 
 class LazyGroup(click.Group):
@@ -44,13 +68,20 @@ class LazyGroup(click.Group):
     Args:
         lazy: Module and one-line help of each sub-command by its name; the module holds the
             command as ``command``.
+        examples: Command lines shown under the help.
     """
 
     command_class = Command
 
-    def __init__(self, *args: Any, lazy: Mapping[str, tuple[str, str]], **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        lazy: Mapping[str, tuple[str, str]],
+        examples: Sequence[str] = (),
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
-        self.lazy = dict(lazy)
+        self.lazy, self.examples = dict(lazy), tuple(examples)
         self.params.append(debug_option())
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -78,6 +109,10 @@ class LazyGroup(click.Group):
         """List the sub-commands without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in self.lazy.items()])
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the examples."""
+        write_examples(self.examples, formatter)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run; an error of ours becomes one line and exit code 1, a warning one line."""

@@ -22,9 +22,15 @@ FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 def run_options(function: _Function) -> _Function:
     """Add ``--seed``, ``--threads`` and ``--device``."""
     for option in (
-        click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1 or mps."),
-        click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: all]"),
-        click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True),
+        click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, mps."),
+        click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all if not given."),
+        click.option(
+            "--seed",
+            type=click.IntRange(min=0),
+            default=0,
+            show_default=True,
+            help="Seed of everything random.",
+        ),
     ):
         function = option(function)
     return function
@@ -140,3 +146,35 @@ def load(
     loaded, tokenizer = load_model(model, weights)
     task = load_task(data, tokenizer=tokenizer, seed=seed, options=options or {}) if data else None
     return loaded, task, tokenizer
+
+
+def example_options(function: _Function) -> _Function:
+    """Add ``--data``, ``--input`` and ``--tokens``: where an input for the model comes from."""
+    for option in (
+        click.option(
+            "--tokens",
+            type=click.IntRange(min=2),
+            default=64,
+            show_default=True,
+            help="Length of the input of a language model.",
+        ),
+        click.option(
+            "--input",
+            "input_shape",
+            metavar="SHAPE",
+            callback=_shape,
+            help="Shape of a random input, such as 1,3,32,32.",
+        ),
+        click.option("--data", metavar="NAME", help="Take the input from this data set."),
+    ):
+        function = option(function)
+    return function
+
+
+def _shape(_: click.Context, __: click.Parameter, given: str | None) -> tuple[int, ...] | None:
+    if given is None:
+        return None
+    sizes = given.replace("x", ",").split(",")
+    if not all(size.strip().isdigit() and int(size) > 0 for size in sizes):
+        raise click.BadParameter(f"{given!r} is not a shape such as 1,3,32,32.")
+    return tuple(int(size) for size in sizes)

@@ -10,8 +10,13 @@ from laconic.cli._group import Command
 from laconic.cli._options import json_option
 from laconic.cli._output import note, show, show_json
 
+EXAMPLES = (
+    "laconic compare small-w4 small-gptq",
+    "laconic compare runs/* --html compare.html",
+)
 
-@click.command(cls=Command)
+
+@click.command(cls=Command, examples=EXAMPLES)
 @click.argument(
     "runs", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path), metavar="RUN..."
 )
@@ -27,11 +32,6 @@ def command(runs: tuple[Path, ...], html: Path | None, force: bool, as_json: boo
 
     Each RUN is a folder that laconic compress wrote, or a report.json. Sizes within 2 % of each
     other count as equal bytes; give the runs the same --budget to get there.
-
-    \b
-    Examples:
-      laconic compare small-w4 small-gptq
-      laconic compare runs/* --html compare.html
     """
     if len(runs) < 2:
         raise click.UsageError("give at least two runs.")

@@ -22,10 +22,17 @@ from laconic.cli._output import note, show, show_json
 if TYPE_CHECKING:
     from laconic.plan import Plan
 
+EXAMPLES = (
+    "laconic compress ./my-model --recipe w4 --out small",
+    "laconic compress ./my-model --recipe w4-gptq --data wikitext2 --out small",
+    "laconic compress net:build --weights net.safetensors --recipe deep-compression --data digits --budget 20x --out small",
+    "laconic compress ./my-model --recipe 2-4-w4 --dry-run",
+)
 
-@click.command(cls=Command)
+
+@click.command(cls=Command, examples=EXAMPLES)
 @click.argument("model")
-@click.option("--recipe", required=True, help="A built-in recipe (laconic recipes) or a .yaml file.")
+@click.option("--recipe", required=True, help="A built-in recipe or a .yaml file.")
 @click.option(
     "--budget",
     metavar="SIZE",
@@ -38,7 +45,7 @@ if TYPE_CHECKING:
 @click.option("--force", is_flag=True, help="Replace what stands at --out.")
 @click.option("--resume", is_flag=True, help="Go on where a stopped run left off.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and its predicted bytes; do nothing.")
-@click.option("--latency", is_flag=True, help="Measure latency too, original and compressed in turns.")
+@click.option("--latency", is_flag=True, help="Measure latency too, in turns with the original.")
 @click.option("--baselines", is_flag=True, help="Measure plain rounding at several bits too.")
 @run_options
 @json_option
@@ -64,14 +71,6 @@ def command(
 
     Writes a folder with the model, report.json and report.html, and prints original beside
     compressed. A run that is stopped goes on with --resume and ends in the same bytes.
-
-    \b
-    Examples:
-      laconic compress ./my-model --recipe w4 --out small
-      laconic compress ./my-model --recipe w4-gptq --data wikitext2 --out small
-      laconic compress net:build --weights net.safetensors --recipe deep-compression \\
-          --data digits --budget 20x --out small
-      laconic compress ./my-model --recipe 2-4-w4 --dry-run
     """
     if not dry_run and out is None:
         raise click.UsageError("--out FOLDER is needed (or --dry-run).")

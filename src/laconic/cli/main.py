@@ -21,6 +21,14 @@ COMMANDS = {
     "study": (f"{_HERE}.study", "Run the studies: one paper's claim each."),
 }
 
+EXAMPLES = (
+    "laconic doctor ./my-model",
+    "laconic compress ./my-model --recipe w4 --data wikitext2 --out small",
+    "laconic compress net:build --weights net.safetensors --recipe deep-compression --data digits --budget 8x --out small",
+    "laconic bench small",
+    "laconic export small --to dense --out dense",
+)
+
 
 def _version(context: click.Context, _: click.Parameter, value: bool) -> None:
     if value and not context.resilient_parsing:
@@ -33,6 +41,7 @@ def _version(context: click.Context, _: click.Parameter, value: bool) -> None:
 @click.group(
     cls=LazyGroup,
     lazy=COMMANDS,
+    examples=EXAMPLES,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.option(
@@ -49,15 +58,6 @@ def main() -> None:
     MODEL is a Hugging Face folder or id, a folder that laconic wrote, or package.module:factory
     with --weights FILE. Results go to stdout, progress to stderr. Exit codes: 0 done, 1 failed
     with one line that says why, 2 wrong usage.
-
-    \b
-    Examples:
-      laconic doctor ./my-model
-      laconic compress ./my-model --recipe w4 --data wikitext2 --out small
-      laconic compress net:build --weights net.safetensors --recipe deep-compression \\
-          --data digits --budget 8x --out small
-      laconic bench small
-      laconic export small --to dense --out dense
     """
 
 

@@ -18,8 +18,14 @@ from laconic.cli._options import (
 )
 from laconic.cli._output import show, show_json
 
+EXAMPLES = (
+    "laconic measure small --data digits",
+    "laconic measure ./my-model --data wikitext2 --data-option length=512 --limit 64",
+    "laconic measure small --original ./my-model --data wikitext2 --json",
+)
 
-@click.command(cls=Command)
+
+@click.command(cls=Command, examples=EXAMPLES)
 @click.argument("model")
 @weights_option
 @data_options
@@ -46,12 +52,6 @@ def command(
     as_json: bool,
 ) -> None:
     """Measure the quality of MODEL on held-out data, with 95 % intervals.
-
-    \b
-    Examples:
-      laconic measure small --data digits
-      laconic measure ./my-model --data wikitext2 --data-option length=512 --limit 64
-      laconic measure small --original ./my-model --data wikitext2 --json
     """
     if data is None:
         raise click.UsageError("--data NAME is needed; laconic measures on held-out data.")

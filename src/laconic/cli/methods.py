@@ -14,17 +14,17 @@ from laconic.cli._output import show, show_json
 if TYPE_CHECKING:
     from laconic.registry import Entry
 
+EXAMPLES = (
+    "laconic methods",
+    "laconic methods round-to-nearest",
+)
 
-@click.command(cls=Command)
+
+@click.command(cls=Command, examples=EXAMPLES)
 @click.argument("name", required=False)
 @json_option
 def command(name: str | None, as_json: bool) -> None:
     """List the methods that recipes are made of, or the settings of the one of this NAME.
-
-    \b
-    Examples:
-      laconic methods
-      laconic methods round-to-nearest
     """
     from laconic import registry
 

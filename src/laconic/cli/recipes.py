@@ -8,17 +8,17 @@ from laconic.cli._group import Command
 from laconic.cli._options import json_option
 from laconic.cli._output import show, show_json
 
+EXAMPLES = (
+    "laconic recipes",
+    "laconic recipes deep-compression > mine.yaml",
+)
 
-@click.command(cls=Command)
+
+@click.command(cls=Command, examples=EXAMPLES)
 @click.argument("name", required=False)
 @json_option
 def command(name: str | None, as_json: bool) -> None:
     """List the built-in recipes, or show the one of this NAME (or .yaml file).
-
-    \b
-    Examples:
-      laconic recipes
-      laconic recipes deep-compression > mine.yaml
     """
     from laconic.recipe import Recipe, builtin_texts
 
