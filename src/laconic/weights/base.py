@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -186,6 +186,18 @@ class Step(ABC):
             LayerError: The settings do not fit the shape.
         """
 
+    def check_forms(self, forms: Iterable[Form]) -> None:
+        """Check the forms of all sites as they stand before the step.
+
+        Raises:
+            RecipeError: The model gives the step nothing to work on.
+        """
+        if not list(forms):
+            raise RecipeError(
+                f"{self.method_name}: the model has no weight that a method can work on. "
+                "`laconic doctor MODEL` lists what it has, and why."
+            )
+
     def refuse(self, form: Form, reason: str) -> RecipeError:
         """Return the error for a form that the step cannot work on."""
         return RecipeError(f"{self.method_name} cannot follow {form.signature}: {reason}")
@@ -227,6 +239,8 @@ class LayerStep(Step):
 @dataclass(frozen=True, kw_only=True)
 class ModelStep(Step):
     """A step that works on the whole model, such as recovery by training."""
+
+    default_types: ClassVar[tuple[SiteKind, ...]] = SITE_KINDS
 
     @abstractmethod
     def run_(self, job: RecoverJob) -> dict[str, Any]:

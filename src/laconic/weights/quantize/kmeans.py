@@ -40,8 +40,9 @@ class KMeans(LayerStep):
         LayerError: Weights are not finite.
         RecipeError: Nothing dense is left in the form.
 
-    Source: Han, Mao and Dally 2016, section 3, with linear initialisation (3.2).
-    Differs: a centre that loses all its weights is moved to the weight that is served worst.
+    Source: Han, Mao and Dally 2016, section 3.
+    Differs: beside their linear start one by dynamic programming is tried and the better end is
+    kept; a centre that loses all its weights is moved to the weight that is served worst.
     """
 
     shorthand: ClassVar[str | None] = "bits"
