@@ -11,7 +11,8 @@ import torch
 from laconic import artifact
 from laconic.budget import Assignment, LevelTable, meet
 from laconic.errors import BudgetError, LayerError
-from laconic.forms import Form, install_
+from laconic.forms.base import Form
+from laconic.forms.layers import install_
 from laconic.plan import require_selection
 from laconic.runner import Run, checkpointed, gathered, run_steps, save_state
 from laconic.units import format_bytes

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from laconic import measure
+from laconic import artifact, measure
 from laconic.budget import parse_budget
 from laconic.checkpoints import WorkFolder, fingerprint
 from laconic.dial import meet_budget
 from laconic.errors import ConfigError, RecipeError
 from laconic.files import refuse_existing
-from laconic.outcome import build_report, finish_artifact
+from laconic.outcome import build_report, example_of
 from laconic.plan import make_plan
 from laconic.progress import NullProgress, Progress
 from laconic.recipe import Recipe
@@ -25,6 +25,16 @@ from laconic.result import Result
 from laconic.runner import Run, frozen, run_steps
 from laconic.task import Task
 from laconic.weights.sites import find_sites
+
+_TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
 
 
 def compress(
@@ -84,7 +94,7 @@ def compress(
             "threads": torch.get_num_threads(), "task": _describe(task),
         }  # fmt: skip
         if resume and (folder / "laconic.json").is_file():
-            return Result.open(folder)
+            return Result.open(folder, model=frozen(model, device))
         refuse_existing(folder, force=force)
         work = WorkFolder(
             folder.parent / f".{folder.name}.work",
@@ -93,9 +103,18 @@ def compress(
             force=force,
         )
         run = Run(
-            original=frozen(model, device), model=frozen(model, device), recipe=recipe,
-            task=task, work=work, device=device, seed=seed, progress=progress or NullProgress(),
-        )  # fmt: skip
+            original=frozen(model, device),
+            model=frozen(model, device),
+            recipe=recipe,
+            task=task,
+            work=work,
+            device=device,
+            seed=seed,
+            progress=progress or NullProgress(),
+            architecture=artifact.Architecture.of(model, example_of(task) if task else None),
+            provenance={**job, "versions": measure.environment()["versions"]},
+            extra_files=_tokenizer_files(source),
+        )
         run.sites = find_sites(run.original)
         if parsed:
             run.budget_bytes = parsed.bytes_for(
@@ -105,11 +124,20 @@ def compress(
             meet_budget(run, run.budget_bytes)
         else:
             run_steps(run)
-        built = finish_artifact(run, folder, job=job, source=source, force=force)
-        report = build_report(run, built, job=job, latency=latency, baselines=baselines)
-        result = Result.publish(built, folder, report, force=force, keep=keep)
+        built = work.model_path(run.last_checkpoint)
+        loaded = artifact.load(built, model=frozen(model, device), device=device)
+        report = build_report(
+            run, built, loaded, budget=budget, latency=latency, baselines=baselines
+        )
+        result = Result.publish(built, folder, report, model=loaded, force=force, keep=keep)
         work.remove()
         return result
+
+
+def _tokenizer_files(source: Path | None) -> tuple[Path, ...]:
+    if source is None:
+        return ()
+    return tuple(path for name in _TOKENIZER if (path := source / name).is_file())
 
 
 def _check_data(recipe: Recipe, task: Task | None) -> None:

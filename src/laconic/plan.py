@@ -12,7 +12,7 @@ from laconic.errors import RecipeError, nearest
 from laconic.forms.base import Form
 from laconic.forms.dense import Dense
 from laconic.recipe import Recipe
-from laconic.weights.base import LayerStep, Site, Step
+from laconic.weights.base import Site, Step
 from laconic.weights.sites import find_sites, unsupported
 
 
@@ -72,35 +72,36 @@ def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
         LayerError: A step's settings do not fit a layer.
     """
     sites = find_sites(model)
-    rows = tuple(_site_plan(site, recipe) for site in sites)
+    forms = {site.name: sketch_of(site) for site in sites}
+    done: dict[str, list[str]] = {site.name: [] for site in sites}
     for number, step in enumerate(recipe.steps, 1):
-        if isinstance(step, LayerStep):
-            require_selection(step, sites, number)
+        step.check_forms(forms.values())
+        for site in require_selection(step, sites, number):
+            forms[site.name] = _sketched(step, number, site, forms[site.name])
+            done[site.name].append(step.method_name)
+    rows = tuple(
+        SitePlan(
+            site.name,
+            site.kind,
+            site.form.shape,
+            tuple(done[site.name]),
+            forms[site.name],
+            site.form.nbytes,
+            forms[site.name].nbytes,
+        )
+        for site in sites
+    )
     tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}.values()
     everything = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     covered = sum(row.original_bytes for row in rows)
     return Plan(rows, everything - covered, unsupported(model))
 
 
-def _site_plan(site: Site, recipe: Recipe) -> SitePlan:
-    form, done = sketch_of(site), []
-    for number, step in enumerate(recipe.steps, 1):
-        if not step.selects(site):
-            continue
-        try:
-            form = step.for_site(site.name).sketch(form, site=site.name)
-        except RecipeError as error:
-            raise RecipeError(f"step {number} at {site.name}: {error}") from error
-        done.append(step.method_name)
-    return SitePlan(
-        site.name,
-        site.kind,
-        site.form.shape,
-        tuple(done),
-        form,
-        site.form.nbytes,
-        form.nbytes,
-    )
+def _sketched(step: Step, number: int, site: Site, form: Form) -> Form:
+    try:
+        return step.for_site(site.name).sketch(form, site=site.name)
+    except RecipeError as error:
+        raise RecipeError(f"step {number} at {site.name}: {error}") from error
 
 
 def sketch_of(site: Site) -> Form:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import nn
 from laconic import artifact, measure
 from laconic.checkpoints import WorkFolder
 from laconic.errors import ConfigError
-from laconic.forms import install_, installed
+from laconic.forms.layers import install_, installed
 from laconic.plan import require_selection
 from laconic.progress import Progress
 from laconic.recipe import Recipe
@@ -40,7 +41,9 @@ class Run:
     progress: Progress
     architecture: artifact.Architecture | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
+    extra_files: tuple[Path, ...] = ()
     budget_bytes: int | None = None
+    last_checkpoint: str = ""
     sites: list[Site] = field(default_factory=list)
     steps: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -92,6 +95,7 @@ def checkpointed(
     else:
         restore(run, name)
     run.steps[index:] = [summary]
+    run.last_checkpoint = name
 
 
 def run_one_step(run: Run, index: int, name: str) -> dict[str, Any]:
@@ -158,6 +162,7 @@ def save_state(run: Run, name: str) -> int:
         provenance=run.provenance,
         effort=run.recipe.coding,
         force=True,
+        extra_files=run.extra_files,
     )
     return int(saved.deployed_bytes)
 

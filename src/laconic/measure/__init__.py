@@ -7,12 +7,13 @@ from laconic.measure.environment import environment
 from laconic.measure.intervals import Metric, bootstrap, wilson
 from laconic.measure.latency import Timing, export_onnx, latency, peak_memory
 from laconic.measure.quality import evaluate
-from laconic.measure.size import model_bytes
+from laconic.measure.size import dense_bytes, model_bytes
 
 __all__ = [
     "Metric",
     "Timing",
     "bootstrap",
+    "dense_bytes",
     "environment",
     "evaluate",
     "export_onnx",

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from laconic.errors import ConfigError
 
@@ -39,3 +43,18 @@ def model_bytes(path: Path | str) -> dict[str, int]:
             f"{place}: holds no weights (*.safetensors or *.onnx). Give an artefact's folder."
         )
     return found
+
+
+def dense_bytes(model: nn.Module) -> int:
+    """Return the bytes of a model's state dict as a plain safetensors file, tied weights once."""
+    named: dict[str, Tensor] = {}
+    seen: set[tuple[int, tuple[int, ...]]] = set()
+    for name, tensor in model.state_dict().items():
+        place = (tensor.data_ptr(), tuple(tensor.shape))
+        if not tensor.numel() or place not in seen:
+            named[name] = tensor
+            seen.add(place)
+    with tempfile.TemporaryDirectory(prefix="laconic-") as folder:
+        file = Path(folder) / "model.safetensors"
+        save_file({name: t.detach().cpu().contiguous() for name, t in named.items()}, file)
+        return file.stat().st_size

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from laconic.errors import ConfigError, RecipeError
 from laconic.forms.base import Form
+from laconic.forms.layout import Layout
 from laconic.settings import check_settings
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class Site:
     kind: SiteKind
     form: Form
     original: Tensor
-    layout: str = "natural"
+    layout: Layout = "natural"
     block: int | None = None
     groups: int = 1
     aliases: tuple[str, ...] = ()
