@@ -35,7 +35,7 @@ MAX_FORM_EXPANSION = 4096
 FREE_BYTES = 2**16
 """Bytes (elements) that are always allowed, so that short constant tensors may be tiny."""
 
-MAX_NODES = 200_000
+MAX_NODES = 50_000
 """Greatest number of nodes in a graph."""
 
 BUNDLED_BYTES = 2048

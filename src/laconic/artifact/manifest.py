@@ -79,7 +79,7 @@ class PartRecord(_Row):
 
     coder: Annotated[str, Field(max_length=40)]
     shape: Shape
-    content: str | Annotated[int, Field(ge=1, le=2**31 - 1)]
+    content: str | Annotated[int, Field(ge=1, le=2**16)]
     crc32: Crc = 0
 
     @model_validator(mode="after")
@@ -207,7 +207,8 @@ class Manifest(_Model):
         forms: Tree of forms by parameter name.
         sites: Layout of forms that do not have their parameter's own shape.
         values: All other parameters and buffers.
-        buffers: Those of ``values`` that are buffers.
+        buffers: Those of ``values`` that are buffers, where a graph's modules do not tell.
+        transient: Those of ``buffers`` that are not part of the state dict.
         aliases: Other names of a parameter or buffer, and the name it is stored under.
         bundles: Where short values lie, by type.
         recipe: The recipe that made the model, if any.
@@ -221,6 +222,7 @@ class Manifest(_Model):
     sites: dict[Name, SiteRecord] = Field(default_factory=dict)
     values: dict[Name, PartRecord] = Field(default_factory=dict)
     buffers: list[Name] = Field(default_factory=list)
+    transient: list[Name] = Field(default_factory=list)
     aliases: dict[Name, Name] = Field(default_factory=dict)
     bundles: dict[str, BundleRecord] = Field(default_factory=dict)
     recipe: dict[str, JsonValue] = Field(default_factory=dict)
@@ -237,8 +239,12 @@ class Manifest(_Model):
         stored = {*self.forms, *self.values}
         if len(stored) != len(self.forms) + len(self.values):
             raise ValueError("a name stands both in forms and in values")
-        for what, names in (("sites", self.sites), ("buffers", self.buffers)):
-            unknown = set(names) - set(self.forms if what == "sites" else self.values)
+        for what, names, known in (
+            ("sites", self.sites, self.forms),
+            ("buffers", self.buffers, self.values),
+            ("transient", self.transient, self.buffers),
+        ):
+            unknown = set(names) - set(known)
             if unknown:
                 raise ValueError(f"{what} names {min(unknown)[:80]!r}, which is not stored")
         for alias, name in self.aliases.items():
