@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import textwrap
+import re
 import traceback
 import warnings
 from collections.abc import Mapping, Sequence
@@ -17,6 +17,17 @@ from laconic.errors import LaconicError, LaconicWarning, nearest
 def _set_debug(context: click.Context, _: click.Parameter, value: bool) -> None:
     if value:
         context.find_root().meta["laconic.debug"] = True
+
+
+def _break(line: str, room: int) -> list[str]:
+    """Break a command line before options, never between an option and its value."""
+    rows: list[str] = []
+    for piece in re.split(r" (?=--)", line):
+        if rows and len(rows[-1]) + 1 + len(piece) <= room:
+            rows[-1] += f" {piece}"
+        else:
+            rows.append(f"    {piece}" if rows else piece)
+    return rows
 
 
 def debug_option() -> click.Option:
@@ -55,9 +66,7 @@ def write_examples(examples: Sequence[str], formatter: click.HelpFormatter) -> N
     with formatter.section("Examples"):
         for line in examples:
             room = max(40, formatter.width - formatter.current_indent - 6)
-            broken = textwrap.wrap(
-                line, room, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
-            )
+            broken = _break(line, room)
             indent = " " * formatter.current_indent
             formatter.write(indent + f" \\\n{indent}".join(broken) + "\n")
 

@@ -23,7 +23,7 @@ def run_options(function: _Function) -> _Function:
     """Add ``--seed``, ``--threads`` and ``--device``."""
     for option in (
         click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, mps."),
-        click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all if not given."),
+        click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all by default."),
         click.option(
             "--seed",
             type=click.IntRange(min=0),

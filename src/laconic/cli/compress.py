@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "laconic compress ./my-model --recipe w4 --out small",
     "laconic compress ./my-model --recipe w4-gptq --data wikitext2 --out small",
-    "laconic compress net:build --weights net.safetensors --recipe deep-compression --data digits --budget 20x --out small",
+    "laconic compress net:build --weights net.safetensors --recipe deep-compression "
+    "--data digits --budget 20x --out small",
     "laconic compress ./my-model --recipe 2-4-w4 --dry-run",
 )
 
@@ -90,8 +91,7 @@ def command(
         return
     from laconic.pipeline import compress
     from laconic.progress import progress_on
-    from laconic.report import to_json
-    from laconic.report.store import parse
+    from laconic.report import parse, to_json
     from laconic.report.terminal import final_table, steps_table
 
     result = compress(

@@ -24,7 +24,8 @@ COMMANDS = {
 EXAMPLES = (
     "laconic doctor ./my-model",
     "laconic compress ./my-model --recipe w4 --data wikitext2 --out small",
-    "laconic compress net:build --weights net.safetensors --recipe deep-compression --data digits --budget 8x --out small",
+    "laconic compress net:build --weights net.safetensors --recipe deep-compression "
+    "--data digits --budget 8x --out small",
     "laconic bench small",
     "laconic export small --to dense --out dense",
 )

@@ -51,8 +51,7 @@ def command(
     device: str,
     as_json: bool,
 ) -> None:
-    """Measure the quality of MODEL on held-out data, with 95 % intervals.
-    """
+    """Measure the quality of MODEL on held-out data, with 95 % intervals."""
     if data is None:
         raise click.UsageError("--data NAME is needed; laconic measures on held-out data.")
     from laconic import measure

@@ -24,8 +24,7 @@ EXAMPLES = (
 @click.argument("name", required=False)
 @json_option
 def command(name: str | None, as_json: bool) -> None:
-    """List the methods that recipes are made of, or the settings of the one of this NAME.
-    """
+    """List the methods that recipes are made of, or the settings of the one of this NAME."""
     from laconic import registry
 
     if name is not None:

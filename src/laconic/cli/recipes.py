@@ -18,8 +18,7 @@ EXAMPLES = (
 @click.argument("name", required=False)
 @json_option
 def command(name: str | None, as_json: bool) -> None:
-    """List the built-in recipes, or show the one of this NAME (or .yaml file).
-    """
+    """List the built-in recipes, or show the one of this NAME (or .yaml file)."""
     from laconic.recipe import Recipe, builtin_texts
 
     if name is not None:

@@ -181,7 +181,9 @@ def _overlap(one: Metric, two: Metric) -> str:
     return f" The 95 % intervals {'do not overlap' if apart else 'overlap'}."
 
 
-def latency_sentence(original: Latency | None, compressed: Latency | None) -> str:
+def latency_sentence(
+    original: Latency | None, compressed: Latency | None, *, of: str = "original"
+) -> str:
     """Say whether the compressed model is faster; a slow-down is called one."""
     if original is None or compressed is None or not compressed.median or not original.median:
         return "Latency was not measured; add --latency, or run laconic bench."
@@ -190,8 +192,8 @@ def latency_sentence(original: Latency | None, compressed: Latency | None) -> st
     if abs(compressed.median - original.median) <= noise:
         return "No difference beyond the spread of the repeats."
     if ratio > 1:
-        return f"Slower: a call takes {times(ratio)} the time of the original."
-    return f"Faster: {times(1 / ratio)} the speed of the original."
+        return f"Slower: a call takes {times(ratio)} the time of the {of}."
+    return f"Faster: {times(1 / ratio)} the speed of the {of}."
 
 
 def is_slower(original: Figures, compressed: Figures) -> bool:

@@ -1,0 +1,79 @@
+"""``laconic export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from laconic.cli._group import Command
+from laconic.cli._options import (
+    FOLDER,
+    example_options,
+    json_option,
+    out_options,
+    prepare,
+    run_options,
+)
+from laconic.cli._output import note, show_json
+
+EXAMPLES = (
+    "laconic export small --to dense --out dense",
+    "laconic export small --to onnx --data digits --out small.onnx",
+)
+
+
+@click.command(cls=Command, examples=EXAMPLES)
+@click.argument("folder", type=FOLDER)
+@click.option(
+    "--to",
+    "target",
+    type=click.Choice(["dense", "onnx"]),
+    default="dense",
+    show_default=True,
+    help="A Hugging Face folder (or safetensors and a graph), or one ONNX file in fp32.",
+)
+@example_options
+@out_options
+@run_options
+@json_option
+def command(
+    folder: Path,
+    target: str,
+    data: str | None,
+    input_shape: tuple[int, ...] | None,
+    tokens: int,
+    out: Path,
+    force: bool,
+    seed: int,
+    threads: int | None,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Write the compressed model in FOLDER as a dense one.
+
+    The result runs without laconic and has the compressed model's values at the original's size.
+    """
+    from laconic import artifact, measure
+    from laconic.bench import dense_model, example_input
+    from laconic.files import refuse_existing
+
+    prepare(seed, threads, device)
+    refuse_existing(out, force=force)
+    if target == "dense":
+        artifact.export_dense(folder, out, force=force)
+    else:
+        model = dense_model(folder)
+        example = example_input(
+            model, folder, data=data, shape=input_shape, tokens=tokens, seed=seed
+        )
+        out.parent.mkdir(parents=True, exist_ok=True)
+        measure.export_onnx(model, example, out)
+    sizes = measure.model_bytes(out)
+    if as_json:
+        show_json({"out": str(out), "files": sizes, "bytes": sum(sizes.values())})
+        return
+    from laconic.units import format_bytes
+
+    note(f"Wrote {out}")
+    click.echo(f"{format_bytes(sum(sizes.values()))} in {len(sizes)} file(s)")
