@@ -13,6 +13,7 @@ from laconic.forms.layers import Installed, Layout, installed, to_form
 from laconic.weights.base import Site, SiteKind
 
 _DOWN_WORDS = ("down", "w2", "fc2", "out")
+_STACKED: tuple[Layout, ...] = ("stacked", "stacked-transposed")
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 _TRANSPOSED_CONVS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -41,11 +42,12 @@ def find_sites(model: nn.Module) -> list[Site]:
     sites: dict[str, Site] = {}
     first_name: dict[int, str] = {}
     for path, module in walk_modules(model):
+        beside: Layout | None = None  # layout of a form in the same module
         for name, entry in _installed_at(held, path):
-            sites[name] = _installed_site(name, module, entry, blocks)
+            sites[name], beside = _installed_site(name, module, entry, blocks), entry.layout
         for key, parameter in module._parameters.items():
             name = f"{path}.{key}" if path else key
-            found = None if parameter is None else _classify(module, key, parameter)
+            found = None if parameter is None else _classify(module, key, parameter, beside)
             if parameter is None or found is None:
                 continue
             if id(parameter) in first_name:
@@ -145,7 +147,7 @@ def _plain_site(name: str, parameter: Tensor, found: _Found, blocks: list[str]) 
 
 def _installed_site(name: str, module: nn.Module, entry: Installed, blocks: list[str]) -> Site:
     kind: SiteKind = "linear"
-    if entry.layout in ("stacked", "stacked-transposed"):
+    if entry.layout in _STACKED:
         kind = "experts"
     elif hasattr(module, "num_embeddings"):
         kind = "embedding"
@@ -169,7 +171,9 @@ def _installed_groups(kind: SiteKind, module: nn.Module, entry: Installed) -> in
     return int(getattr(module, "groups", 1)) if kind == "conv" else 1
 
 
-def _classify(module: nn.Module, key: str, parameter: Tensor) -> _Found | None:
+def _classify(
+    module: nn.Module, key: str, parameter: Tensor, beside: Layout | None
+) -> _Found | None:
     """Return how a parameter is used; None where no method can work on it."""
     if isinstance(parameter, nn.parameter.UninitializedParameter):
         return None
@@ -183,10 +187,13 @@ def _classify(module: nn.Module, key: str, parameter: Tensor) -> _Found | None:
         plain = not isinstance(module, _TRANSPOSED_CONVS)
         return _Found("conv", groups=module.groups) if plain else None
     if key == "weight" and isinstance(module, nn.Embedding):
-        return _Found("embedding") if module.max_norm is None else None
+        fixed = module.max_norm is None and not module.scale_grad_by_freq
+        return _Found("embedding") if fixed else None
     if key == "weight" and _is_transposed_linear(module, parameter):
         return _Found("linear", "transposed")
     layout = _stacked_layout(module, key)
+    if layout is None and beside in _STACKED and key in _expert_parameters(module):
+        layout = beside
     return _Found("experts", layout, groups=parameter.shape[0]) if layout else None
 
 
@@ -262,7 +269,7 @@ def _reason(module: nn.Module, key: str, parameter: Tensor) -> str:
     if isinstance(module, nn.EmbeddingBag):
         return "EmbeddingBag has no compressed layer yet"
     if isinstance(module, nn.Embedding):
-        return "an embedding with max_norm changes its weight in every forward pass"
+        return "an embedding with max_norm or scale_grad_by_freq changes by itself"
     if "parametrizations" in key or type(module).__name__ == "ParametrizationList":
         return "a parametrised weight: call torch.nn.utils.parametrize.remove_parametrizations"
     if key in _expert_parameters(module):
