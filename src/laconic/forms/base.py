@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -115,7 +115,8 @@ class Form(nn.Module, ABC):
 
     def embed(self, ids: Tensor) -> Tensor:
         """Look up rows: ``ids (...) int64 -> (..., *shape[1:])``."""
-        return F.embedding(ids, self.dense())
+        rows = F.embedding(ids, self.dense().reshape(self.rows, self.cols))
+        return rows.reshape(*ids.shape, *self.shape[1:])
 
     @property
     def nbytes(self) -> int:
@@ -132,6 +133,11 @@ class Form(nn.Module, ABC):
     def forward(self, x: Tensor) -> Tensor:
         """Multiply, as :meth:`matmul`."""
         return self.matmul(x)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype  # follows .to(dtype), .half(), ...
+        return self
 
     def extra_repr(self) -> str:
         """Show shape and settings when printed."""

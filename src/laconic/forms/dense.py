@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from laconic.errors import ConfigError
+from laconic.forms._check import check_names, check_shape, check_tensor, parameter
 from laconic.forms.base import Form, Part
 
 
@@ -16,18 +16,24 @@ class Dense(Form):
     """The values themselves.
 
     Args:
-        value: Tensor of any shape; a Parameter is made of it where it is floating point.
+        value: Tensor of any shape; a Parameter is made of it where it is floating point, and a
+            Parameter is held as it is.
     """
 
     kind = "dense"
+    value: Tensor
 
     def __init__(self, value: Tensor) -> None:
         super().__init__(tuple(value.shape), value.dtype)
-        held = value.detach()
-        if held.is_floating_point():
-            self.value = nn.Parameter(held, requires_grad=value.requires_grad)
+        if value.is_floating_point():
+            self.value = parameter(value)
         else:
-            self.register_buffer("value", held)
+            self.register_buffer("value", value.detach())
+
+    @classmethod
+    def empty(cls, shape: tuple[int, ...], dtype: torch.dtype) -> Self:
+        """Return a sketch on the meta device: shape and bytes without values."""
+        return cls(torch.empty(shape, dtype=dtype, device="meta"))
 
     def dense(self) -> Tensor:
         """Return the values."""
@@ -51,8 +57,8 @@ class Dense(Form):
         children: Mapping[str, Form],
     ) -> Dense:
         """Build from ``value``."""
-        value = parts.get("value")
-        if value is None or tuple(value.shape) != tuple(shape) or value.dtype != dtype:
-            got = None if value is None else (tuple(value.shape), value.dtype)
-            raise ConfigError(f"dense: value must be {tuple(shape)} {dtype}, got {got}.")
-        return cls(value)
+        check_names(cls.kind, "parts", parts, ["value"])
+        check_names(cls.kind, "children", children, [])
+        check_shape(cls.kind, shape, axes=0)
+        check_tensor(cls.kind, "value", parts["value"], shape, (dtype,))
+        return cls(parts["value"])
