@@ -103,7 +103,7 @@ def _neighbourhoods(x: Tensor, w: Tensor) -> Tensor:
     wanted = torch.linspace(0, 1, half, dtype=torch.float64, device=x.device)
     bins = torch.searchsorted(reached / reached[-1], wanted).clamp_max(len(edges) - 2)
     counts = torch.linspace(0, len(x), half, dtype=torch.float64, device=x.device).long()
-    cuts: Tensor = torch.cat([places[1:][bins], counts]).unique()
+    cuts: Tensor = torch.unique(torch.cat([places[1:][bins], counts]))
     return cuts
 
 
