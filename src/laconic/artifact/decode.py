@@ -13,14 +13,15 @@ from laconic.artifact.container import Container
 from laconic.artifact.dtypes import DTYPES, from_raw, itemsize
 from laconic.artifact.encode import bundle_key, part_key
 from laconic.artifact.limits import (
-    FREE_BYTES,
+    FREE_ELEMENTS,
     MANIFEST,
     MAX_FORM_EXPANSION,
     WEIGHTS,
-    expands_too_far,
+    Allowance,
 )
 from laconic.artifact.manifest import FormRecord, Manifest, PartRecord
 from laconic.errors import ArtifactError
+from laconic.forms import hashed, rotated, tensortrain  # noqa: F401  makes their names known
 from laconic.forms.base import Form, form_class
 
 # What code that meets hostile settings, shapes or symbols may raise before it notices.
@@ -43,6 +44,7 @@ class PartsReader:
 
     def __init__(self, manifest: Manifest, container: Container) -> None:
         self._container = container
+        self._allowance = Allowance()
         self._places: dict[str, tuple[str, int, int]] = {}
         self._lengths = dict.fromkeys(manifest.bundles, 0)
         expected = [bundle_key(dtype) for dtype in manifest.bundles]
@@ -88,7 +90,7 @@ class PartsReader:
                 )
         elif entry.dtype != "U8" or len(entry.shape) != 1:
             raise ArtifactError(WEIGHTS, "coded bytes must be a flat U8 tensor", tensor=key)
-        if expands_too_far(record.decoded_bytes, stored):
+        if not self._allowance.takes(record.decoded_bytes, stored):
             raise ArtifactError(
                 MANIFEST,
                 f"declares {record.decoded_bytes} bytes for {stored} stored ones",
@@ -98,7 +100,8 @@ class PartsReader:
     def _bundle(self, dtype: str) -> memoryview:
         record, key = self._manifest.bundles[dtype], bundle_key(dtype)
         stored = self._container.raw(key)
-        if self._lengths[dtype] != record.bytes or expands_too_far(record.bytes, len(stored)):
+        fits = self._allowance.takes(record.bytes, len(stored))
+        if self._lengths[dtype] != record.bytes or not fits:
             raise ArtifactError(
                 MANIFEST,
                 f"bundle declares {record.bytes} bytes, its records {self._lengths[dtype]}, "
@@ -204,7 +207,7 @@ def _check_crc(key: str, raw: object, expected: int) -> None:
 def _check_expansion(name: str, record: FormRecord) -> None:
     held = sum(part.decoded_bytes for _, below in record.walk() for part in below.parts.values())
     elements = int(np.prod([float(n) for n in record.shape]))
-    if elements > held * MAX_FORM_EXPANSION + FREE_BYTES:
+    if elements > held * MAX_FORM_EXPANSION + FREE_ELEMENTS:
         raise ArtifactError(
             MANIFEST, f"a form of {elements} elements cannot come from {held} bytes", tensor=name
         )

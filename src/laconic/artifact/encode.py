@@ -15,7 +15,7 @@ from laconic import coding
 from laconic.artifact import strictjson
 from laconic.artifact.container import Payload
 from laconic.artifact.dtypes import dtype_name, itemsize, raw_bytes
-from laconic.artifact.limits import BUNDLED_BYTES, MAX_DEPTH, expands_too_far
+from laconic.artifact.limits import BUNDLED_BYTES, MAX_DEPTH, Allowance
 from laconic.artifact.manifest import BundleRecord, FormRecord, PartRecord
 from laconic.coding.bits import pack_fixed, width_of
 from laconic.errors import UnsupportedModelError
@@ -54,6 +54,7 @@ class PartsWriter:
     stored: dict[str, int] = field(default_factory=dict)
     _bundles: dict[str, list[tuple[str, bytes]]] = field(default_factory=dict)
     _keys: set[str] = field(default_factory=set)
+    _allowance: Allowance = field(default_factory=Allowance)
 
     def form(self, name: str, form: Form) -> FormRecord:
         """Code a form and all below it; return its record."""
@@ -87,7 +88,7 @@ class PartsWriter:
         if part.alphabet is None:
             return self._value(name, key, part.tensor)
         symbols = _symbols(part, where=key)
-        encoded = _fewest(symbols, part, self.effort)
+        encoded = _fewest(symbols, part, self.effort, self._allowance)
         self._add(name, Payload(key, "U8", (len(encoded.data),), encoded.data))
         return PartRecord(
             coder=encoded.coder,
@@ -105,7 +106,7 @@ class PartsWriter:
             self._claim(key)
             self._bundles.setdefault(dtype, []).append((name, raw.tobytes()))
             return PartRecord(coder="", shape=shape, content=dtype)
-        coder, data = _encode_raw(raw, tensor.element_size(), self.effort)
+        coder, data = _encode_raw(raw, tensor.element_size(), self.effort, self._allowance)
         if coder == "raw":
             payload = Payload(key, dtype, tuple(shape), raw.data)
         else:
@@ -129,7 +130,7 @@ class PartsWriter:
         for dtype, held in self._bundles.items():
             whole = b"".join(data for _, data in held)
             raw = np.frombuffer(whole, np.uint8)
-            coder, data = _encode_raw(raw, itemsize(dtype), self.effort)
+            coder, data = _encode_raw(raw, itemsize(dtype), self.effort, self._allowance)
             key = bundle_key(dtype)
             self._claim(key)
             self.payloads.append(Payload(key, "U8", (len(data),), data))
@@ -146,16 +147,16 @@ def predict_bytes(form: Form, *, effort: Effort = "fast") -> int:
     The manifest's records are left out: they hardly depend on a form's settings. Short values
     are counted as they are, since they are coded together with those of the whole model.
     """
-    total = 0
+    total, allowance = 0, Allowance()
     for _, below in form.walk():
         for name, part in below.parts().items():
             if part.alphabet is not None:
-                total += len(_fewest(_symbols(part, where=name), part, effort).data)
+                total += len(_fewest(_symbols(part, where=name), part, effort, allowance).data)
                 continue
             raw = raw_bytes(part.tensor)
             short = len(raw) <= BUNDLED_BYTES
             size = part.tensor.element_size()
-            total += len(raw) if short else len(_encode_raw(raw, size, effort)[1])
+            total += len(raw) if short else len(_encode_raw(raw, size, effort, allowance)[1])
     return total
 
 
@@ -184,22 +185,26 @@ def _symbols(part: Part, *, where: str) -> Bytes | Integers:
     return np.ascontiguousarray(tensor.to(wanted).numpy())
 
 
-def _fewest(symbols: Bytes | Integers, part: Part, effort: Effort) -> coding.Encoded:
+def _fewest(
+    symbols: Bytes | Integers, part: Part, effort: Effort, allowance: Allowance
+) -> coding.Encoded:
     alphabet = alphabet_of(part)
     allowed = "fast" if effort == "none" else effort
     if part.sparse_pattern:
         encoded = coding.encode_pattern(symbols.astype(np.uint8, copy=False), effort=allowed)
     else:
         encoded = coding.encode(symbols, alphabet, effort=allowed)
-    if expands_too_far(symbols.nbytes, len(encoded.data)):
+    if not allowance.takes(symbols.nbytes, len(encoded.data)):
         encoded = coding.Encoded("packed", pack_fixed(symbols, width_of(alphabet)))
     return encoded
 
 
-def _encode_raw(raw: Bytes, size: int, effort: Effort) -> tuple[str, bytes | memoryview]:
+def _encode_raw(
+    raw: Bytes, size: int, effort: Effort, allowance: Allowance
+) -> tuple[str, bytes | memoryview]:
     if effort == "none" or not len(raw):
         return "raw", raw.data
     encoded = coding.encode_values(raw.tobytes(), size, effort=effort)
-    if encoded.coder == "raw" or expands_too_far(len(raw), len(encoded.data)):
+    if encoded.coder == "raw" or not allowance.takes(len(raw), len(encoded.data)):
         return "raw", raw.data
     return encoded.coder, encoded.data

@@ -32,6 +32,8 @@ Earlier = Callable[[int], fx.Node]
 
 
 class _Tracer(fx.Tracer):
+    proxy_buffer_attributes = True  # what is computed from a buffer is traced, not frozen
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return leaves.is_leaf(m)
 

@@ -18,6 +18,7 @@ from laconic.artifact.limits import CONFIG
 from laconic.artifact.tree import named_tensors
 from laconic.errors import ArtifactError, UnsupportedModelError
 from laconic.extras import require
+from laconic.forms.layers import installed
 
 # Keys of a configuration that make transformers fetch or run code from elsewhere.
 _REFUSED = ("auto_map", "quantization_config", "trust_remote_code")
@@ -42,8 +43,21 @@ def config_of(model: nn.Module) -> dict[str, Any]:
     config: Any = model.config
     data = cleaned(dict(strictjson.loads(config.to_json_string().encode(), file=CONFIG)))
     data["architectures"] = [type(model).__name__]
-    data["dtype"] = str(model.dtype).removeprefix("torch.")
+    data["dtype"] = str(_usual_dtype(model)).removeprefix("torch.")
     return {key: data[key] for key in sorted(data)}
+
+
+def _usual_dtype(model: nn.Module) -> torch.dtype:
+    """Return the floating point type that most weights have, those in forms included."""
+    sizes = {torch.get_default_dtype(): 0}
+    forms = [held.form for held in installed(model).values()]
+    inside = {id(p) for form in forms for p in form.parameters()}
+    weights = [(form.dtype, prod(form.shape)) for form in forms]
+    weights += [(p.dtype, p.numel()) for p in model.parameters() if id(p) not in inside]
+    for dtype, count in weights:
+        if dtype.is_floating_point:
+            sizes[dtype] = sizes.get(dtype, 0) + count
+    return max(sizes, key=lambda dtype: sizes[dtype])
 
 
 def cleaned(value: Any) -> Any:

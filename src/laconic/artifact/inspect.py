@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from laconic import coding
 from laconic.artifact.container import Container
 from laconic.artifact.decode import PartsReader
+from laconic.artifact.dtypes import itemsize
 from laconic.artifact.encode import bundle_key, part_key
 from laconic.artifact.folder import open_weights, read_manifest
 from laconic.artifact.limits import DEPLOYED, MANIFEST
@@ -23,7 +25,8 @@ def inspect(path: Path | str) -> dict[str, Any]:
     Returns:
         ``files`` and ``deployed_bytes`` as ``os.stat`` tells them; ``architecture``, ``recipe``
         and ``provenance``; ``sites``, one record for each form: ``name``, ``kind``, ``form``
-        (with nesting), ``shape``, ``weights``, ``bytes_stored``, ``bits`` a weight,
+        (with nesting), ``shape``, ``weights``, ``bytes_original``, ``bytes_stored``, ``bits`` a
+        weight,
         ``entropy_bits`` a weight (order 0, of all symbols, without values such as scales) and
         ``tree``; ``values``, one for each other tensor; and totals: ``weights`` and ``bits``.
 
@@ -93,9 +96,7 @@ class _Shares:
 def _site(name: str, manifest: Manifest, reader: PartsReader, shares: _Shares) -> dict[str, Any]:
     record = manifest.forms[name]
     tree, entropy, stored = _tree(name, record, (), reader, shares)
-    weights = 1
-    for extent in record.shape:
-        weights *= extent
+    weights = prod(record.shape)
     site = manifest.sites.get(name)
     return {
         "name": name,
@@ -104,6 +105,7 @@ def _site(name: str, manifest: Manifest, reader: PartsReader, shares: _Shares) -
         "shape": record.shape,
         "layout": site.layout if site else "natural",
         "weights": weights,
+        "bytes_original": weights * itemsize(record.dtype),
         "bytes_stored": stored,
         "bits": _ratio(8 * stored, weights),
         "entropy_bits": _ratio(entropy, weights),

@@ -23,17 +23,24 @@ MAX_EXTENT = 2**40
 MAX_ELEMENTS = 2**46
 """Greatest number of axes, extent of one axis, and elements of a tensor."""
 
+MAX_ALPHABET = 2**16
+"""Greatest alphabet of symbols."""
+
 MAX_DEPTH = 12
 """Greatest depth of a tree of forms and of containers in a graph's arguments."""
 
 MAX_EXPANSION = 1024
-"""Greatest number of decoded bytes for one stored byte, beyond ``FREE_BYTES``."""
+"""Greatest number of decoded bytes for one stored byte, ``FREE_BYTES`` aside."""
 
 MAX_FORM_EXPANSION = 4096
 """Greatest number of elements that a form stands for, for one byte of its decoded parts."""
 
-FREE_BYTES = 2**16
-"""Bytes (elements) that are always allowed, so that short constant tensors may be tiny."""
+FREE_BYTES = 2**24
+"""Decoded bytes of a whole artefact that may go beyond ``MAX_EXPANSION``, so that constant
+tensors may be tiny."""
+
+FREE_ELEMENTS = 2**16
+"""Elements of a form that are always allowed."""
 
 MAX_NODES = 50_000
 """Greatest number of nodes in a graph."""
@@ -42,13 +49,23 @@ BUNDLED_BYTES = 2048
 """Values up to this size are put together in one bundle for each dtype."""
 
 
-def expands_too_far(decoded: int, stored: int) -> bool:
-    """Return whether a decoded size is beyond what the stored bytes may hold.
+class Allowance:
+    """Keeps account of what an artefact decodes to beyond ``MAX_EXPANSION`` of what is stored.
 
-    >>> expands_too_far(10**9, 1000)
-    True
+    >>> Allowance().takes(10**9, 1000)
+    False
     """
-    return decoded > stored * MAX_EXPANSION + FREE_BYTES
+
+    def __init__(self) -> None:
+        self.left = FREE_BYTES
+
+    def takes(self, decoded: int, stored: int) -> bool:
+        """Return whether one more part is allowed, and put it to the account if so."""
+        beyond = max(0, decoded - stored * MAX_EXPANSION)
+        if beyond > self.left:
+            return False
+        self.left -= beyond
+        return True
 
 
 def shape_problem(shape: Sequence[int]) -> str | None:

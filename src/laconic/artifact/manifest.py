@@ -11,7 +11,14 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 
 from laconic.artifact import strictjson
 from laconic.artifact.dtypes import DTYPES, itemsize
-from laconic.artifact.limits import FORMAT, MANIFEST, MAX_DEPTH, MAX_NODES, shape_problem
+from laconic.artifact.limits import (
+    FORMAT,
+    MANIFEST,
+    MAX_ALPHABET,
+    MAX_DEPTH,
+    MAX_NODES,
+    shape_problem,
+)
 from laconic.errors import ArtifactError
 
 _PREFIX = re.compile(rb'\{"digest":"([0-9a-f]{64})",')
@@ -79,7 +86,7 @@ class PartRecord(_Row):
 
     coder: Annotated[str, Field(max_length=40)]
     shape: Shape
-    content: str | Annotated[int, Field(ge=1, le=2**16)]
+    content: str | int
     crc32: Crc = 0
 
     @model_validator(mode="after")
@@ -89,8 +96,11 @@ class PartRecord(_Row):
             raise ValueError(problem)
         if isinstance(self.content, str) and self.content not in DTYPES:
             raise ValueError(f"unknown dtype {self.content[:40]!r}")
-        if not self.coder and isinstance(self.content, int):
-            raise ValueError("symbols cannot lie in a bundle")
+        if isinstance(self.content, int):
+            if not 2 <= self.content <= MAX_ALPHABET:
+                raise ValueError(f"alphabet must be between 2 and {MAX_ALPHABET}")
+            if not self.coder:
+                raise ValueError("symbols cannot lie in a bundle")
         return self
 
     @property
@@ -279,7 +289,9 @@ class Manifest(_Model):
             raise ArtifactError(MANIFEST, "damaged: its digest does not match its content")
         del body["digest"]
         version = body.get("format")
-        if type(version) is int and version > FORMAT:
+        if type(version) is not int:
+            raise ArtifactError(MANIFEST, f"format must be {FORMAT}, not {str(version)[:40]!r}")
+        if version > FORMAT:
             raise ArtifactError(
                 MANIFEST,
                 f"format {version} was made by a newer laconic; this one reads up to "

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from laconic.artifact import graph, hub, strictjson
 from laconic.artifact.decode import PartsReader
@@ -58,9 +58,6 @@ def load(
         parts = PartsReader(manifest, stored)
         made = model if model is not None else _build(folder, manifest, place, trust_factory)
         fill_(made, manifest, parts, given=model is not None)
-    told = manifest.architecture
-    if model is None and isinstance(told, GraphRecord) and isinstance(made, fx.GraphModule):
-        graph.connect_(made, told, place)
     made.to(place)
     made.eval()
     if manifest.forms:
@@ -75,7 +72,7 @@ def _build(folder: Path, manifest: Manifest, device: torch.device, trust: bool) 
     if isinstance(told, HuggingFaceRecord):
         return _build_hugging_face(folder, manifest, told)
     if isinstance(told, GraphRecord):
-        return _build_graph(manifest, told)
+        return _build_graph(manifest, told, device)
     if not trust:
         raise UnsupportedModelError(
             f"{folder.name} holds the weights of {told.factory} but not its structure "
@@ -105,7 +102,7 @@ def _elements(shape: Iterable[int]) -> int:
     return int(torch.Size(shape).numel())
 
 
-def _build_graph(manifest: Manifest, told: GraphRecord) -> nn.Module:
+def _build_graph(manifest: Manifest, told: GraphRecord, device: torch.device) -> nn.Module:
     model = graph.skeleton(told)
     for name, shape in _shapes(manifest).items():
         first = manifest.aliases.get(name, name)
@@ -115,6 +112,7 @@ def _build_graph(manifest: Manifest, told: GraphRecord) -> nn.Module:
             ensure_(model, name, shape=shape, dtype=DTYPES[held.dtype], buffer=kind)
         except (ValueError, TypeError, RuntimeError) as error:
             raise ArtifactError(MANIFEST, f"{error}", tensor=name) from error
+    graph.connect_(model, told, device)
     return model
 
 

@@ -25,18 +25,31 @@ class Check:
     detail: str
 
 
-def verify(path: Path | str) -> list[Check]:
+def verify(path: Path | str, *, strict: bool = True) -> list[Check]:
     """Check every file, every stored tensor, and that the model can be built.
 
-    Unlike ``load`` it does not stop at the first damage: it names every damaged tensor.
+    Unlike ``load`` it does not stop at the first damage: it finds every damaged tensor.
 
     Args:
         path: Folder of the artefact.
+        strict: Raise where a check does not pass; without it look at ``passed`` of each.
 
     Returns:
-        The checks in order; the artefact is sound if all have ``passed``.
+        The checks in order.
+
+    Raises:
+        ArtifactError: Something is damaged; names all of it.
     """
-    folder = Path(path)
+    checks = _checks(Path(path))
+    failed = [check for check in checks if not check.passed]
+    if failed and strict:
+        reason = "; ".join(f"{check.name}: {check.detail}" for check in failed[1:])
+        more = f" (also {reason})" if reason else ""
+        raise ArtifactError(failed[0].name, f"{failed[0].detail}{more}")
+    return checks
+
+
+def _checks(folder: Path) -> list[Check]:
     try:
         manifest = read_manifest(folder)
     except ArtifactError as error:

@@ -113,7 +113,7 @@ def _gather(model: nn.Module, told: Architecture, writer: PartsWriter) -> dict[s
         if site.layout != "natural" or tuple(site.parameter_shape) != site.form.shape
     }
     aliases = {alias: name for name, site in sites.items() for alias in site.aliases}
-    values, buffers, transient = {}, [], sorted(told.constants)
+    values, buffers, transient = {}, [], set(told.constants)
     modules = told.record.modules if isinstance(told.record, GraphRecord) else None
     kept = sorted(
         (held for held in named_tensors(model, without=inside) if _is_kept(held, told)),
@@ -124,16 +124,16 @@ def _gather(model: nn.Module, told: Architecture, writer: PartsWriter) -> dict[s
         aliases |= dict.fromkeys(held.aliases, held.name)
         if held.buffer and modules is not None and not _inside(held.name, modules):
             buffers.append(held.name)
-            transient += [] if held.persistent else [held.name]
-    for name, tensor in sorted(told.constants.items()):
-        values[name] = writer.value(name, tensor)
+            transient |= set() if held.persistent else {held.name}
+    for name in sorted(set(told.constants) - set(values)):  # a loaded graph has them as buffers
+        values[name] = writer.value(name, told.constants[name])
         buffers.append(name)
     return {
         "forms": forms,
         "sites": layouts,
         "values": values,
-        "buffers": buffers,
-        "transient": transient,
+        "buffers": sorted(buffers),
+        "transient": sorted(transient),
         "aliases": dict(sorted(aliases.items())),
         "bundles": writer.bundles(),
     }
