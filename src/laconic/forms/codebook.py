@@ -3,34 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from math import prod
+from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from laconic.errors import ConfigError
+from laconic.forms._check import (
+    FLOATS,
+    check_names,
+    check_shape,
+    check_symbols,
+    check_tensor,
+    parameter,
+    whole,
+    wide,
+)
 from laconic.forms.base import Form, Part
-from laconic.forms.packing import pack, unpack
+from laconic.forms.packing import pack, unpack, unpack_rows
 
 _LARGEST_TABLE = 2**16
+_INTEGERS = (torch.uint8, torch.int32, torch.int64)
 
 
 class Codebook(Form):
     """Stands for ``table[index]``, times a scale per group where there is one.
 
     Args:
-        codes: (rows, cols / vector) uint8, or int32 for more than 256 entries.
-        table: (entries, vector), any float type; a Parameter.
+        codes: (rows, cols / vector) whole numbers below the table's entries; held packed in
+            ``ceil(log2(entries))`` bits up to 256 entries, in int32 above.
+        table: (entries, vector), any float type; a Parameter. One value an entry is scalar
+            clustering (k-means, NF4), several are a product quantizer.
         shape: Shape that the form stands for.
         dtype: Type that the form stands for.
-        scale: (rows, cols / group_size) factors, for example the absmax of NF4; None for 1.
-        group_size: Columns that share a scale; needed with ``scale``.
+        scale: (rows, cols / group_size) factors, for example the absmax of NF4 blocks; None for 1.
+        group_size: Columns that share a scale; needed with ``scale``, and divides cols.
 
     Raises:
         ConfigError: Shapes, types or symbols that do not belong together.
+
+    Source: Han, Mao & Dally, 2016, Deep Compression, section 3; Dettmers et al., 2023, QLoRA,
+    section 3 (NF4: a fixed table with a scale a block).
     """
 
     kind = "codebook"
+    packed: Tensor
+    scale: nn.Parameter | None
 
     def __init__(
         self,
@@ -43,68 +63,104 @@ class Codebook(Form):
         group_size: int | None = None,
     ) -> None:
         super().__init__(shape, dtype)
-        if table.dim() != 2 or not table.is_floating_point() or not table.numel():
-            raise ConfigError(f"codebook: table must be (entries, vector), got {table.shape}.")
-        self.entries, self.vector = table.shape
+        check_shape(self.kind, self.shape)
+        self.entries, self.vector = _table_size(table, self.cols)
         self.group_size = group_size
-        self._check_codes(codes)
+        check_tensor(self.kind, "codes", codes, (self.rows, self.cols // self.vector), _INTEGERS)
+        check_symbols(self.kind, "codes", codes, self.entries)
         self._check_scale(scale)
-        self.table = nn.Parameter(table.detach(), requires_grad=table.requires_grad)
         flat = codes.reshape(-1)
-        self.register_buffer("packed", pack(flat, self.bits) if self.bits <= 8 else flat)
-        held = None if scale is None else nn.Parameter(scale.detach(), requires_grad=False)
-        self.register_parameter("scale", held)
-
-    packed: Tensor
-    scale: nn.Parameter | None
+        packed = pack(flat.to(torch.uint8), self.bits) if self.bits <= 8 else flat.to(torch.int32)
+        self.register_buffer("packed", packed)
+        self.table = parameter(table)
+        self.register_parameter("scale", None if scale is None else parameter(scale))
 
     @property
     def bits(self) -> int:
-        """Bits of a packed index; 32 where the table has more than 256 entries."""
+        """Bits of a held index; 32 where the table has more than 256 entries."""
         return max(1, (self.entries - 1).bit_length()) if self.entries <= 256 else 32
 
-    def _check_codes(self, codes: Tensor) -> None:
-        wanted = torch.uint8 if self.entries <= 256 else torch.int32
-        right = not self.cols % self.vector and tuple(codes.shape) == (
-            self.rows,
-            self.cols // self.vector,
-        )
-        if not right or codes.dtype != wanted or self.entries > _LARGEST_TABLE:
-            raise ConfigError(
-                f"codebook: codes {tuple(codes.shape)} {codes.dtype} do not index a table of "
-                f"{self.entries} entries of {self.vector} for ({self.rows}, {self.cols}); they "
-                f"must be {wanted}, and entries at most {_LARGEST_TABLE}."
-            )
-        if not codes.is_meta and codes.numel():
-            low, high = int(codes.min()), int(codes.max())
-            if low < 0 or high >= self.entries:
-                raise ConfigError(f"codebook: index {low}..{high} outside 0..{self.entries - 1}.")
-
     def _check_scale(self, scale: Tensor | None) -> None:
-        if (scale is None) != (self.group_size is None):
-            raise ConfigError("codebook: scale and group_size go together.")
-        if scale is None or self.group_size is None:
+        size = self.group_size
+        if scale is None or size is None:
+            if scale is not None or size is not None:
+                raise ConfigError(
+                    f"codebook: scale and group_size go together; got group_size={size} and "
+                    f"{'no ' if scale is None else 'a '}scale."
+                )
             return
-        fits = self.group_size > 0 and not self.cols % self.group_size
-        if not fits or tuple(scale.shape) != (self.rows, self.cols // self.group_size):
+        if size < 1 or self.cols % size:
             raise ConfigError(
-                f"codebook: scale {tuple(scale.shape)} does not fit ({self.rows}, {self.cols}) in "
-                f"groups of {self.group_size}."
+                f"codebook: group_size={size} does not divide cols={self.cols}; it must be at "
+                "least 1 and divide them."
             )
+        check_tensor(self.kind, "scale", scale, (self.rows, self.cols // size), FLOATS)
+
+    @classmethod
+    def empty(
+        cls,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        *,
+        entries: int,
+        vector: int = 1,
+        table_dtype: torch.dtype | None = None,
+        scale_dtype: torch.dtype | None = None,
+        group_size: int | None = None,
+    ) -> Self:
+        """Return a sketch on the meta device: shapes and bytes without values.
+
+        Args:
+            shape: Shape that the form stands for.
+            dtype: Type that the form stands for.
+            entries: Entries of the table.
+            vector: Values of an entry; divides cols.
+            table_dtype: Type of the table; ``dtype`` where None.
+            scale_dtype: Type of the scales; ``dtype`` where None.
+            group_size: Columns that share a scale; None for no scales.
+
+        Raises:
+            ConfigError: Sizes that do not fit the shape.
+        """
+        check_shape(cls.kind, shape)
+        rows, cols = shape[0], prod(shape[1:])
+        table = torch.empty(max(entries, 0), max(vector, 0), dtype=table_dtype or dtype).to("meta")
+        _table_size(table, cols)
+        scale = None
+        if group_size is not None:
+            width = cols // max(group_size, 1)
+            scale = torch.empty(rows, width, dtype=scale_dtype or dtype, device="meta")
+        codes = torch.empty(rows, cols // vector, dtype=torch.int32, device="meta")
+        return cls(codes, table, shape=shape, dtype=dtype, scale=scale, group_size=group_size)
 
     def codes(self) -> Tensor:
-        """Return the indexes, (rows, cols / vector)."""
-        count = self.rows * (self.cols // self.vector)
-        flat = unpack(self.packed, self.bits, count) if self.bits <= 8 else self.packed
-        return flat.view(self.rows, -1) if count else flat.view(self.rows, 0)
+        """Return the indexes, (rows, cols / vector): uint8, or int32 above 256 entries."""
+        width = self.cols // self.vector
+        if self.bits > 8:
+            return self.packed.view(self.rows, width)
+        return unpack(self.packed, self.bits, self.rows * width).view(self.rows, width)
 
     def dense(self) -> Tensor:
         """Return the gathered values; gradients reach the table, summed over each entry."""
-        values = self.table[self.codes().long()].float().reshape(self.rows, self.cols)
-        if self.scale is not None:
-            grouped = values.view(self.rows, -1, int(self.group_size or 1))
-            values = (grouped * self.scale.unsqueeze(-1).float()).view(self.rows, self.cols)
-        return values.to(self.dtype).view(self.shape)
+        return self._values(self.codes(), self.scale).view(self.shape)
+
+    def _values(self, codes: Tensor, scale: Tensor | None) -> Tensor:
+        kind = wide(self.dtype)
+        values = F.embedding(codes.to(torch.int32), self.table.to(kind))
+        if scale is not None and self.group_size is not None:
+            grouped = values.reshape(len(codes), self.cols // self.group_size, self.group_size)
+            values = grouped * scale.to(kind).unsqueeze(-1)
+        return values.to(self.dtype).reshape(len(codes), self.cols)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Look up rows and gather only their values."""
+        flat, width = ids.reshape(-1), self.cols // self.vector
+        if self.bits > 8:
+            codes = self.packed.view(self.rows, width).index_select(0, flat)
+        else:
+            codes = unpack_rows(self.packed, self.bits, (self.rows, width), flat)
+        scale = None if self.scale is None else self.scale.index_select(0, flat)
+        return self._values(codes, scale).view(*ids.shape, *self.shape[1:])
 
     def parts(self) -> dict[str, Part]:
         """Return ``codes``, ``table`` and, where there is one, ``scale``."""
@@ -128,16 +184,28 @@ class Codebook(Form):
         children: Mapping[str, Form],
     ) -> Codebook:
         """Build from ``codes``, ``table`` and, where there is one, ``scale``."""
-        if not {"codes", "table"} <= set(parts) or not shape:
-            raise ConfigError(f"codebook: parts codes and table are needed, got {list(parts)}.")
-        group_size = settings.get("group_size")
-        if group_size is not None and type(group_size) is not int:
-            raise ConfigError(f"codebook: group_size={group_size!r} must be a whole number.")
+        check_names(cls.kind, "children", children, [])
+        grouped = settings.get("group_size") is not None
+        names = ["codes", "table", "scale"] if grouped else ["codes", "table"]
+        check_names(cls.kind, "parts", parts, names)
         return cls(
             parts["codes"],
             parts["table"],
             shape=shape,
             dtype=dtype,
             scale=parts.get("scale"),
-            group_size=group_size,
+            group_size=whole(cls.kind, settings, "group_size") if grouped else None,
         )
+
+
+def _table_size(table: Tensor, cols: int) -> tuple[int, int]:
+    """Return entries and values of an entry, or refuse the table."""
+    right = table.dim() == 2 and table.dtype in FLOATS
+    entries, vector = table.shape if right else (0, 0)
+    if not 1 <= entries <= _LARGEST_TABLE or vector < 1 or cols % vector:
+        raise ConfigError(
+            f"codebook: a table of shape {tuple(table.shape)} {table.dtype} does not fit "
+            f"cols={cols}; it must be floating (entries, vector) with 1 to {_LARGEST_TABLE} "
+            "entries, and vector must divide cols."
+        )
+    return entries, vector

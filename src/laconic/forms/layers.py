@@ -162,7 +162,7 @@ def _convolve(layer: _Conv, x: Tensor) -> Tensor:
         return run(x)
     form = form_at(layer, "weight")
     if layer.groups > 1 or cached_dense(layer) is not None or not _smaller_conv(form):
-        return layer._conv_forward(x, dense_at(layer, "weight").to(x.dtype), layer.bias)
+        return _run_conv(layer, x, dense_at(layer, "weight"), layer.bias)
     out = _convolve_form(layer, form, x)
     return out if layer.bias is None else out + _channels(layer.bias, layer)
 
@@ -200,8 +200,12 @@ def _convolve_form(layer: _Conv, form: Form, x: Tensor) -> Tensor:
 
 
 def _convolve_dense(layer: _Conv, form: Form, each: tuple[int, ...], x: Tensor) -> Tensor:
-    weight = form.dense().reshape(form.rows, *each)
-    return layer._conv_forward(x, weight.to(x.dtype), None)
+    return _run_conv(layer, x, form.dense().reshape(form.rows, *each), None)
+
+
+def _run_conv(layer: _Conv, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Convolve as the layer does: its stride, dilation, groups and padding of any mode."""
+    return cast(Tensor, layer._conv_forward(x, weight.to(x.dtype), bias))
 
 
 def _channels(tensor: Tensor, layer: _Conv) -> Tensor:
@@ -376,7 +380,7 @@ def densify_(model: nn.Module) -> None:
 
     Parameters that were tied are tied again.
     """
-    made: dict[int, nn.Parameter] = {}
+    made: dict[tuple[int, Layout], nn.Parameter] = {}
     for module in list(model.modules()):
         if not isinstance(module, FormOwner):
             continue
@@ -391,15 +395,15 @@ def densify_(model: nn.Module) -> None:
             plain._parameters.update(items)
 
 
-def _parameter(module: FormOwner, key: str, made: dict[int, nn.Parameter]) -> nn.Parameter:
-    form = form_at(module, key)
-    if id(form) not in made:
+def _parameter(
+    module: FormOwner, key: str, made: dict[tuple[int, Layout], nn.Parameter]
+) -> nn.Parameter:
+    form, layout = form_at(module, key), placements(module)[key].layout
+    if (id(form), layout) not in made:
         dense = dense_at(module, key)
-        if isinstance(dense, nn.Parameter) and isinstance(form, Dense):
-            made[id(form)] = dense
-        else:
+        if not (isinstance(dense, nn.Parameter) and isinstance(form, Dense)):
             train = any(p.requires_grad for p in form.parameters())
-            made[id(form)] = nn.Parameter(
-                dense.detach().clone(memory_format=torch.contiguous_format), requires_grad=train
-            )
-    return made[id(form)]
+            values = dense.detach().clone(memory_format=torch.contiguous_format)
+            dense = nn.Parameter(values, requires_grad=train and values.is_floating_point())
+        made[id(form), layout] = dense
+    return made[id(form), layout]

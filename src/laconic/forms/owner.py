@@ -63,7 +63,8 @@ class FormOwner(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         set_kernel_(self, None)
-        return super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         set_kernel_(self, None)
@@ -250,7 +251,7 @@ def parameter_property(name: str) -> Any:
         tensor = dense_at(self, name)
         if not isinstance(tensor, nn.Parameter):
             tensor = tensor.view_as(tensor)  # the marks must not reach a cached tensor
-            tensor._is_param = True  # type: ignore[attr-defined]
+            tensor._is_param = True
             tensor._form_id = id(form_at(self, name))  # type: ignore[attr-defined]
         return tensor
 

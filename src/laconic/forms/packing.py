@@ -44,8 +44,9 @@ def pack(symbols: Tensor, bits: int) -> Tensor:
         return symbols.clone()
     words = _words(symbols, -(-count // 8) * 8).view(torch.int64)
     out = torch.empty(len(words), bits, dtype=torch.uint8, device=symbols.device)
-    for part, target in zip(words.split(_CHUNK), out.split(_CHUNK), strict=True):
-        _take(_close(part, bits), target)
+    for start in range(0, len(words), _CHUNK):
+        stop = start + _CHUNK
+        _take(_close(words[start:stop], bits), out[start:stop])
     flat = out.view(-1)
     return flat if flat.numel() == size else flat[:size].clone()
 
@@ -70,9 +71,32 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     source = _words(packed, groups * bits).view(groups, bits)
     words = torch.empty(groups, dtype=torch.int64, device=packed.device)
     scratch = torch.zeros(_CHUNK, dtype=torch.int64, device=packed.device)
-    for part, target in zip(source.split(_CHUNK), words.split(_CHUNK), strict=True):
-        target.copy_(_open(_put(part, scratch), bits))
+    for start in range(0, groups, _CHUNK):
+        stop = start + _CHUNK
+        words[start:stop] = _open(_put(source[start:stop], scratch), bits)
     return words.view(torch.uint8)[:count]
+
+
+def unpack_rows(packed: Tensor, bits: int, size: tuple[int, int], rows: Tensor) -> Tensor:
+    """Return rows of a packed matrix; only those are unpacked where rows fill whole bytes.
+
+    Args:
+        packed: All symbols of the matrix, row after row.
+        bits: Bits of a symbol.
+        size: Rows and columns of the matrix.
+        rows: (n,) int64, which rows.
+
+    Shapes:
+        -> (n, cols) uint8
+
+    Raises:
+        IndexError: A row that is not there.
+    """
+    count, cols = size
+    if cols * bits % 8:
+        return unpack(packed, bits, count * cols).view(count, cols).index_select(0, rows)
+    picked = packed.view(count, cols * bits // 8).index_select(0, rows)
+    return unpack(picked.view(-1), bits, len(rows) * cols).view(len(rows), cols)
 
 
 def _words(flat: Tensor, size: int) -> Tensor:

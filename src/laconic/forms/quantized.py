@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from laconic.errors import ConfigError
+from laconic.forms._check import (
+    FLOATS,
+    check_names,
+    check_shape,
+    check_symbols,
+    check_tensor,
+    parameter,
+    whole,
+    wide,
+)
 from laconic.forms.base import Form, Part
-from laconic.forms.packing import pack, packed_bytes, unpack
+from laconic.forms.packing import pack, packed_bytes, unpack, unpack_rows
 
 
 class Quantized(Form):
@@ -31,6 +42,8 @@ class Quantized(Form):
     """
 
     kind = "quantized"
+    packed: Tensor
+    packed_zero: Tensor | None
 
     def __init__(
         self,
@@ -46,37 +59,29 @@ class Quantized(Form):
     ) -> None:
         super().__init__(shape, dtype)
         self.bits, self.group_size, self.symmetric = bits, group_size, symmetric
-        _check_settings(bits, group_size, self.rows, self.cols)
+        _check_settings(self.shape, bits, group_size)
         if symmetric != (zero is None):
-            raise ConfigError(f"quantized: symmetric={symmetric} but zero is {type(zero)}.")
-        self._check("codes", codes, (self.rows, self.cols), symbols=True)
-        self._check("scale", scale, (self.rows, self.groups), symbols=False)
-        self.register_buffer("packed", pack(codes.reshape(-1), bits))
-        self.scale = nn.Parameter(scale.detach(), requires_grad=scale.requires_grad)
-        packed_zero = None
+            raise ConfigError(
+                f"quantized: symmetric={symmetric}, but zero points are "
+                f"{'missing' if zero is None else 'given'}."
+            )
+        self._check_codes("codes", codes, self.cols)
+        check_tensor(self.kind, "scale", scale, (self.rows, self.groups), FLOATS)
         if zero is not None:
-            self._check("zero", zero, (self.rows, self.groups), symbols=True)
-            packed_zero = pack(zero.reshape(-1), bits)
-        self.register_buffer("packed_zero", packed_zero)
-
-    packed: Tensor
-    packed_zero: Tensor | None
+            self._check_codes("zero", zero, self.groups)
+        self.register_buffer("packed", pack(codes.reshape(-1), bits))
+        self.scale = parameter(scale)
+        held = None if zero is None else pack(zero.reshape(-1), bits)
+        self.register_buffer("packed_zero", held)
 
     @property
     def groups(self) -> int:
         """Scales in a row."""
-        return self.cols // self.group_size if self.group_size else 0
+        return self.cols // self.group_size
 
-    def _check(self, name: str, tensor: Tensor, shape: tuple[int, ...], *, symbols: bool) -> None:
-        right = tensor.dtype == torch.uint8 if symbols else tensor.is_floating_point()
-        if tuple(tensor.shape) != shape or not right:
-            kind = "uint8" if symbols else "floating point"
-            raise ConfigError(
-                f"quantized: {name} must be {shape} {kind}, got {tuple(tensor.shape)} "
-                f"{tensor.dtype}."
-            )
-        if symbols and not tensor.is_meta and tensor.numel() and int(tensor.max()) >> self.bits:
-            raise ConfigError(f"quantized: {name} holds {int(tensor.max())} in {self.bits} bits.")
+    def _check_codes(self, name: str, codes: Tensor, width: int) -> None:
+        check_tensor(self.kind, name, codes, (self.rows, width), (torch.uint8,))
+        check_symbols(self.kind, name, codes, 2**self.bits)
 
     @classmethod
     def empty(
@@ -89,17 +94,19 @@ class Quantized(Form):
         scale_dtype: torch.dtype,
         symmetric: bool,
     ) -> Self:
-        """Return a sketch on the meta device: shapes and bytes without values."""
-        rows = shape[0]
-        cols = int(torch.Size(shape[1:]).numel())
-        _check_settings(bits, group_size, rows, cols)
-        groups = cols // group_size if group_size else 0
+        """Return a sketch on the meta device: shapes and bytes without values.
+
+        Raises:
+            ConfigError: Bits or a group size that do not fit the shape.
+        """
+        _check_settings(shape, bits, group_size)
+        rows, cols = shape[0], prod(shape[1:])
         codes = torch.empty(rows, cols, dtype=torch.uint8, device="meta")
-        zero = torch.empty(rows, groups, dtype=torch.uint8, device="meta")
+        scale = torch.empty(rows, cols // group_size, dtype=scale_dtype, device="meta")
         return cls(
             codes,
-            torch.empty(rows, groups, dtype=scale_dtype, device="meta"),
-            None if symmetric else zero,
+            scale,
+            None if symmetric else torch.empty_like(scale, dtype=torch.uint8),
             bits=bits,
             group_size=group_size,
             shape=shape,
@@ -116,22 +123,29 @@ class Quantized(Form):
         """Return the zero points, (rows, groups) uint8; None where the form is symmetric."""
         if self.packed_zero is None:
             return None
-        return unpack(self.packed_zero, self.bits, self.rows * self.groups).view(self.rows, -1)
+        flat = unpack(self.packed_zero, self.bits, self.rows * self.groups)
+        return flat.view(self.rows, self.groups)
 
     def dense(self) -> Tensor:
-        """Return ``scale * (code - zero)``, computed in float32."""
-        return self._values(self.codes(), self.scale, self.zero()).to(self.dtype).view(self.shape)
+        """Return ``scale * (code - zero)``, computed in float32 or wider."""
+        return self._values(self.codes(), self.scale, self.zero()).view(self.shape)
 
     def _values(self, codes: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
-        grouped = codes.view(*codes.shape[:-1], self.groups, -1).float()
-        offset = float(2 ** (self.bits - 1)) if zero is None else zero.unsqueeze(-1).float()
-        return ((grouped - offset) * scale.unsqueeze(-1).float()).reshape(codes.shape)
+        kind = wide(self.dtype)
+        values = codes.to(kind).view(len(codes), self.groups, self.group_size)
+        offset = float(2 ** (self.bits - 1)) if zero is None else zero.to(kind).unsqueeze(-1)
+        scaled = values.sub_(offset) * scale.to(kind).unsqueeze(-1)
+        return scaled.to(self.dtype).view(len(codes), self.cols)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Look up rows and dequantize only those."""
-        zero = self.zero()
-        rows = self._values(self.codes()[ids], self.scale[ids], None if zero is None else zero[ids])
-        return rows.to(self.dtype).view(*ids.shape, *self.shape[1:])
+        flat = ids.reshape(-1)
+        zero = None
+        if self.packed_zero is not None:
+            zero = unpack_rows(self.packed_zero, self.bits, (self.rows, self.groups), flat)
+        codes = unpack_rows(self.packed, self.bits, (self.rows, self.cols), flat)
+        rows = self._values(codes, self.scale.index_select(0, flat), zero)
+        return rows.view(*ids.shape, *self.shape[1:])
 
     def parts(self) -> dict[str, Part]:
         """Return ``codes`` (rows, cols), ``scale`` and, if asymmetric, ``zero`` (rows, groups)."""
@@ -158,20 +172,21 @@ class Quantized(Form):
         children: Mapping[str, Form],
     ) -> Quantized:
         """Build from ``codes``, ``scale`` and, where asymmetric, ``zero``."""
-        if not {"codes", "scale"} <= set(parts) or not shape:
-            raise ConfigError(f"quantized: parts codes and scale are needed, got {list(parts)}.")
-        bits, group_size = settings.get("bits"), settings.get("group_size")
-        if type(bits) is not int or type(group_size) is not int:
-            raise ConfigError(f"quantized: bits={bits!r}, group_size={group_size!r} are needed.")
+        check_names(cls.kind, "children", children, [])
+        symmetric = settings.get("symmetric")
+        if type(symmetric) is not bool:
+            raise ConfigError(f"quantized: symmetric={symmetric!r} must be true or false.")
+        names = ["codes", "scale"] if symmetric else ["codes", "scale", "zero"]
+        check_names(cls.kind, "parts", parts, names)
         return cls(
             parts["codes"],
             parts["scale"],
             parts.get("zero"),
-            bits=bits,
-            group_size=group_size,
+            bits=whole(cls.kind, settings, "bits"),
+            group_size=whole(cls.kind, settings, "group_size"),
             shape=shape,
             dtype=dtype,
-            symmetric=bool(settings.get("symmetric")),
+            symmetric=symmetric,
         )
 
     @property
@@ -180,10 +195,13 @@ class Quantized(Form):
         return packed_bytes(self.rows * self.cols, self.bits)
 
 
-def _check_settings(bits: int, group_size: int, rows: int, cols: int) -> None:
+def _check_settings(shape: tuple[int, ...], bits: int, group_size: int) -> None:
+    check_shape("quantized", shape)
+    cols = prod(shape[1:])
     if not 1 <= bits <= 8:
         raise ConfigError(f"quantized: bits={bits} must be between 1 and 8.")
-    if cols and (group_size < 1 or cols % group_size):
-        raise ConfigError(f"quantized: group_size={group_size} does not divide cols={cols}.")
-    if rows < 0:
-        raise ConfigError(f"quantized: rows={rows} must be at least 0.")
+    if group_size < 1 or cols % group_size:
+        raise ConfigError(
+            f"quantized: group_size={group_size} does not divide cols={cols}; it must be at least "
+            "1 and divide them."
+        )

@@ -13,7 +13,7 @@ from torch import Tensor
 from laconic.errors import ConfigError, nearest
 from laconic.forms._check import check_names, check_shape, check_symbols, check_tensor
 from laconic.forms.base import Form, Part
-from laconic.forms.packing import pack, packed_bytes, unpack
+from laconic.forms.packing import pack, packed_bytes, unpack, unpack_rows
 
 PATTERNS = ("unstructured", "n:m", "row", "column")
 
@@ -205,11 +205,10 @@ class Sparse(Form):
             found = self._spread(self.values.embed(flat), axis=-1)
         elif self.pattern == "row":
             found = self._embed_kept(flat)
-        elif self.values.rows == self.rows and not self.cols % 8:
-            bits = self._bits().view(self.rows, -1).index_select(0, flat).view(-1)
-            mask = unpack(bits, 1, flat.numel() * self.cols).view(torch.bool).view(-1, self.cols)
+        elif self.values.rows == self.rows:
+            mask = unpack_rows(self._bits(), 1, (self.rows, self.cols), flat).bool()
             kept = self.values.embed(flat).to(self.dtype)
-            zeros = torch.zeros(mask.shape, dtype=self.dtype, device=kept.device)
+            zeros = torch.zeros(*mask.shape, dtype=self.dtype, device=kept.device)
             found = zeros.masked_scatter(mask, kept)
         else:
             found = self.dense().reshape(self.rows, self.cols).index_select(0, flat)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from laconic.errors import ConfigError
+from laconic.forms._check import check_children, wide
 from laconic.forms.base import Form, Part
 
 
@@ -16,7 +17,7 @@ class Sum(Form):
     """Stands for the sum of its terms.
 
     Args:
-        terms: One or more forms of the same matrix view.
+        terms: One or more forms of that shape, all different objects.
         shape: Shape that the sum stands for.
         dtype: Type that the sum stands for.
 
@@ -29,8 +30,11 @@ class Sum(Form):
     def __init__(self, *terms: Form, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         super().__init__(shape, dtype)
         shapes = [term.shape for term in terms]
-        if not terms or any(held != self.shape for held in shapes):
-            raise ConfigError(f"sum: terms of shapes {shapes} do not add up to {self.shape}.")
+        if not terms or set(shapes) != {self.shape} or len(set(terms)) < len(terms):
+            raise ConfigError(
+                f"sum: terms of shapes {shapes} do not add up to {self.shape}; there must be one "
+                "or more, all different, of that shape."
+            )
         for index, term in enumerate(terms):
             self.add_module(f"term{index}", term)
 
@@ -40,25 +44,21 @@ class Sum(Form):
         return list(self.children_forms().values())
 
     def dense(self) -> Tensor:
-        """Return the sum, accumulated in float32."""
-        total = sum(term.dense().float() for term in self.terms)
-        return torch.as_tensor(total).to(self.dtype)
+        """Return the sum, accumulated in float32 or wider."""
+        kind = wide(self.dtype)
+        first, *rest = (term.dense().to(kind) for term in self.terms)
+        return sum(rest, start=first).to(self.dtype)
 
     def matmul(self, x: Tensor) -> Tensor:
         """Multiply by each term and add: a low-rank term is never expanded."""
-        first, *rest = self.terms
-        out = first.matmul(x)
-        for term in rest:
-            out = out + term.matmul(x)
-        return out
+        first, *rest = (term.matmul(x) for term in self.terms)
+        return sum(rest, start=first)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Look up rows of each term and add."""
-        first, *rest = self.terms
-        out = first.embed(ids)
-        for term in rest:
-            out = out + term.embed(ids)
-        return out
+        kind = wide(self.dtype)
+        first, *rest = (term.embed(ids).to(kind) for term in self.terms)
+        return sum(rest, start=first).to(self.dtype)
 
     def parts(self) -> dict[str, Part]:
         """Return nothing: all is in the terms."""
@@ -78,7 +78,5 @@ class Sum(Form):
         children: Mapping[str, Form],
     ) -> Sum:
         """Build from ``term0``, ``term1``, ..."""
-        names = [f"term{index}" for index in range(len(children))]
-        if list(children) != names:
-            raise ConfigError(f"sum: children must be {names}, got {list(children)}.")
+        check_children(cls.kind, "term", children, parts)
         return cls(*children.values(), shape=shape, dtype=dtype)
