@@ -91,7 +91,7 @@ def test_paths_agree_and_rotate_weight_is_the_inverse(side: Any, rows: int, cols
         Dense(inner),
         shape=(rows, cols), dtype=torch.float64, side=side,
         rotation={"kind": "hadamard", "seed": 9},
-    )  # fmt: skip
+    ).requires_grad_(False)  # fmt: skip
     assert float((form.dense() - weight).abs().max()) < 1e-12
     if rows * cols > 16:
         assert not torch.allclose(inner, weight, atol=0.1)

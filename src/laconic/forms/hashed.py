@@ -5,19 +5,20 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Self, cast, get_args
 
 import torch
 from torch import Tensor
 
-from laconic.errors import ConfigError, nearest
+from laconic.errors import ConfigError
+from laconic.forms._check import check_names, check_shape, choice
 from laconic.forms._tensortrain_math import split_digits
 from laconic.forms.base import Form, Part
 from laconic.forms.dense import Dense
 from laconic.forms.tensortrain import check_ids
 
 Combine = Literal["single", "sum", "product", "concat"]
-_COMBINES = ("single", "sum", "product", "concat")
+_COMBINES: tuple[Combine, ...] = get_args(Combine)
 # 2**31 - 1: products of two residues stay below 2**62, so int64 arithmetic is exact.
 PRIME = 2_147_483_647
 _MOST_FUNCTIONS = 64
@@ -85,12 +86,9 @@ class Hashed(Form):
         return self.cols // self.functions if self.combine == "concat" else self.cols
 
     def _check(self, table: tuple[int, ...]) -> None:
-        if self.combine not in _COMBINES:
-            raise ConfigError(
-                f"hashed: combine={self.combine!r} must be one of {', '.join(_COMBINES)}."
-                f"{nearest(str(self.combine), _COMBINES)}"
-            )
-        if not self.shape or not 1 <= self.rows <= PRIME or self.cols < 1:
+        check_shape(self.kind, self.shape)
+        choice(self.kind, {"combine": self.combine}, "combine", _COMBINES)
+        if not 1 <= self.rows <= PRIME or self.cols < 1:
             raise ConfigError(
                 f"hashed: shape {self.shape} must have 1 to {PRIME} rows of at least one number; "
                 f"split a larger table."
@@ -248,11 +246,8 @@ class Hashed(Form):
         children: Mapping[str, Form],
     ) -> Hashed:
         """Build from the child ``table``."""
-        if list(children) != ["table"] or parts:
-            raise ConfigError(
-                f"hashed: there is one child, table, and no part; got children {list(children)}, "
-                f"parts {list(parts)}."
-            )
+        check_names(cls.kind, "children", children, ["table"])
+        check_names(cls.kind, "parts", parts, [])
         return cls(
             children["table"],
             shape=shape,

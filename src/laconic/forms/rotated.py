@@ -6,18 +6,19 @@ import hashlib
 from collections.abc import Mapping
 from functools import lru_cache
 from math import sqrt
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from laconic.errors import ConfigError, nearest
+from laconic.errors import ConfigError
+from laconic.forms._check import check_names, check_shape, choice, wide
 from laconic.forms.base import Form, Part
 
 Side = Literal["in", "out", "both"]
-_SIDES = ("in", "out", "both")
+_SIDES: tuple[Side, ...] = get_args(Side)
 # Orders of a Hadamard matrix that is not a power of two, and the prime of Paley's construction.
 _PALEY = {12: 11, 20: 19}
 
@@ -62,11 +63,8 @@ class Rotated(Form):
         rotation: Mapping[str, Any],
     ) -> None:
         super().__init__(shape, dtype)
-        if side not in _SIDES:
-            raise ConfigError(
-                f"rotated: side={side!r} must be one of {', '.join(_SIDES)}."
-                f"{nearest(str(side), _SIDES)}"
-            )
+        check_shape(self.kind, self.shape)
+        choice(self.kind, {"side": side}, "side", _SIDES)
         self.side = side
         self.seed = _seed_of(rotation)
         if self.rotates_columns:
@@ -93,13 +91,9 @@ class Rotated(Form):
         """The output side is rotated."""
         return self.side in ("out", "both")
 
-    def _work(self, tensor: Tensor) -> Tensor:
-        """Return at least float32: a chain of additions is not left to a half type."""
-        return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
     def dense(self) -> Tensor:
         """Return the inner form rotated back, computed in float32 or wider."""
-        matrix = self._work(self.form.dense().reshape(self.rows, self.cols))
+        matrix = _work(self.form.dense().reshape(self.rows, self.cols))
         if self.rotates_columns:
             matrix = rotate_back(matrix, signs_for(self.seed, "in", self.cols))
         if self.rotates_rows:
@@ -112,19 +106,25 @@ class Rotated(Form):
         Shapes:
             x (..., cols) -> (..., rows)
         """
-        held = x
-        if self.rotates_columns:
-            held = rotate(self._work(held), signs_for(self.seed, "in", self.cols)).to(x.dtype)
-        held = self.form.matmul(held)
-        if self.rotates_rows:
-            held = rotate_back(self._work(held), signs_for(self.seed, "out", self.rows))
-        return held.to(x.dtype)
+        return self.after(self.form.matmul(self.before(x)), x.dtype)
+
+    def before(self, x: Tensor) -> Tensor:
+        """Rotate an input (..., cols) into the basis of the inner form; keeps its type."""
+        if not self.rotates_columns:
+            return x
+        return rotate(_work(x), signs_for(self.seed, "in", self.cols)).to(x.dtype)
+
+    def after(self, y: Tensor, dtype: torch.dtype) -> Tensor:
+        """Rotate an output (..., rows) of the inner form back and give it a type."""
+        if not self.rotates_rows:
+            return y.to(dtype)
+        return rotate_back(_work(y), signs_for(self.seed, "out", self.rows)).to(dtype)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Look up rows; only those asked for are rotated back, unless rows are mixed."""
         if self.rotates_rows:
             return super().embed(ids)
-        rows = self._work(self.form.embed(ids).reshape(*ids.shape, self.cols))
+        rows = _work(self.form.embed(ids).reshape(*ids.shape, self.cols))
         rows = rotate_back(rows, signs_for(self.seed, "in", self.cols))
         return rows.to(self.dtype).reshape(*ids.shape, *self.shape[1:])
 
@@ -146,11 +146,8 @@ class Rotated(Form):
         children: Mapping[str, Form],
     ) -> Rotated:
         """Build from the child ``form``."""
-        if list(children) != ["form"] or parts:
-            raise ConfigError(
-                f"rotated: there is one child, form, and no part; got children {list(children)}, "
-                f"parts {list(parts)}."
-            )
+        check_names(cls.kind, "children", children, ["form"])
+        check_names(cls.kind, "parts", parts, [])
         return cls(
             children["form"],
             shape=shape,
@@ -158,6 +155,11 @@ class Rotated(Form):
             side=cast(Side, settings.get("side")),
             rotation=cast(Mapping[str, Any], settings.get("rotation")),
         )
+
+
+def _work(tensor: Tensor) -> Tensor:
+    """Return at least float32: a chain of additions is not left to a half type."""
+    return tensor.to(wide(tensor.dtype))
 
 
 def rotate_weight(weight: Tensor, *, side: Side, seed: int) -> Tensor:
@@ -177,8 +179,7 @@ def rotate_weight(weight: Tensor, *, side: Side, seed: int) -> Tensor:
     >>> bool(rotate_weight(w, side="in", seed=0).norm().isclose(w.norm()))
     True
     """
-    work = torch.promote_types(weight.dtype, torch.float32)
-    matrix = weight.reshape(weight.shape[0], -1).to(work)
+    matrix = _work(weight.reshape(weight.shape[0], -1))
     rows, cols = matrix.shape
     if side in ("in", "both"):
         matrix = rotate(matrix, signs_for(seed, "in", require_order(cols, "columns")))

@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from math import prod
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Self, cast, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from laconic.errors import ConfigError, nearest
+from laconic.errors import ConfigError
 from laconic.forms import _tensortrain_math as tt
+from laconic.forms._check import check_children, check_shape, choice, wide
 from laconic.forms.base import Form, Part
 from laconic.forms.dense import Dense
 
 Mode = Literal["mpo", "cp", "one-way"]
-_MODES = ("mpo", "cp", "one-way")
+_MODES: tuple[Mode, ...] = get_args(Mode)
 _MOST_CORES = 16
 
 
@@ -67,12 +68,8 @@ class TensorTrain(Form):
         mode: Mode = "mpo",
     ) -> None:
         super().__init__(shape, dtype)
-        if mode not in _MODES:
-            raise ConfigError(
-                f"tensor-train: mode={mode!r} must be one of {', '.join(_MODES)}."
-                f"{nearest(str(mode), _MODES)}"
-            )
-        self.mode = mode
+        check_shape(self.kind, self.shape)
+        self.mode = choice(self.kind, {"mode": mode}, "mode", _MODES)
         self.row_modes = _digits("row_modes", row_modes)
         self.col_modes = _digits("col_modes", col_modes)
         self._check_digits()
@@ -224,7 +221,7 @@ class TensorTrain(Form):
 
     def dense(self) -> Tensor:
         """Return the contraction, computed in float32 or wider."""
-        cores = self._tensors(torch.promote_types(self.dtype, torch.float32))
+        cores = self._tensors(wide(self.dtype))
         if self.mode == "mpo":
             matrix = tt.contract(cores)[: self.rows, : self.cols]
         elif self.mode == "cp":
@@ -264,7 +261,7 @@ class TensorTrain(Form):
             IndexError: An id outside the rows.
         """
         check_ids(ids, self.rows, self.kind)
-        cores = self._tensors(torch.promote_types(self.dtype, torch.float32))
+        cores = self._tensors(wide(self.dtype))
         flat = ids.reshape(-1)
         if self.mode == "mpo":
             digits = tt.split_digits(flat, self.row_modes)
@@ -304,12 +301,7 @@ class TensorTrain(Form):
         children: Mapping[str, Form],
     ) -> TensorTrain:
         """Build from ``core0``, ``core1``, ..."""
-        names = [f"core{index}" for index in range(len(children))]
-        if list(children) != names or parts:
-            raise ConfigError(
-                f"tensor-train: children must be core0, core1, ... in order and there are no "
-                f"parts; got children {list(children)}, parts {list(parts)}."
-            )
+        check_children(cls.kind, "core", children, parts)
         return cls(
             *children.values(),
             shape=shape,
