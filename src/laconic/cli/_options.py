@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -107,6 +108,26 @@ def budget_text(_: click.Context, __: click.Parameter, given: str | None) -> str
         except ConfigError as error:
             raise click.BadParameter(str(error)) from error
     return given
+
+
+def command_line(context: click.Context) -> str:
+    """Return the line that runs a command again, without options that have their default."""
+    words = ["laconic", *context.command_path.split()[1:]]
+    for parameter in context.command.params:
+        value = context.params.get(parameter.name or "")
+        if isinstance(parameter, click.Argument):
+            words.append(str(value))
+        elif value not in (None, False, (), {}) and value != parameter.default:
+            words += _spelt(parameter.opts[0], value)
+    return shlex.join(words)
+
+
+def _spelt(option: str, value: Any) -> list[str]:
+    if value is True:
+        return [option]
+    if isinstance(value, dict):
+        return [word for key, item in value.items() for word in (option, f"{key}={item}")]
+    return [option, str(value)]
 
 
 def prepare(seed: int, threads: int | None, device: str) -> None:

@@ -10,6 +10,7 @@ import click
 from laconic.cli._group import Command
 from laconic.cli._options import (
     budget_text,
+    command_line,
     data_options,
     json_option,
     load,
@@ -91,9 +92,10 @@ def command(
         return
     from laconic.pipeline import compress
     from laconic.progress import progress_on
-    from laconic.report import parse, to_json
+    from laconic.report import to_json, write
     from laconic.report.terminal import final_table, steps_table
 
+    context = click.get_current_context()
     result = compress(
         loaded,
         plan_of,
@@ -110,7 +112,9 @@ def command(
         source=hub_folder(model),
         progress=progress_on(),
     )
-    report = parse(result.report)
+    lines = (command_line(context), f"laconic verify {out}", f"laconic inspect {out}")
+    report = result.report.model_copy(update={"commands": lines})
+    write(report, Path(str(out)))
     if as_json:
         click.echo(to_json(report), nl=False)
     else:

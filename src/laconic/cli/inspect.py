@@ -34,14 +34,18 @@ def command(folder: Path, as_json: bool) -> None:
             row["name"],
             row["form"],
             " x ".join(map(str, row["shape"])),
-            words.size(row.get("bytes_original")),
+            f"{row['weights']:,}",
             words.size(row["bytes_stored"]),
             words.number(row.get("bits")),
             words.number(row.get("entropy_bits")),
         ]
         for row in sites
     ]
-    headings = ["weight", "form", "shape", "original", "stored", "bits a weight", "entropy"]
+    headings = ["weight", "form", "shape", "weights", "stored", "bits a weight", "entropy"]
     files = [[name, words.size(size)] for name, size in found["files"].items()]
     show(plain_table("Weights", headings, rows, text_columns=3))
     show(plain_table("Files", ["file", "bytes"], files, text_columns=1))
+    show(
+        f"{words.size(found['deployed_bytes'])} to deploy, {found['weights']:,} weights: "
+        f"{words.number(found['bits'])} stored bits a weight, everything included."
+    )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import MISSING, fields
-from typing import TYPE_CHECKING, Any, get_type_hints
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import click
 
@@ -36,7 +37,7 @@ def command(name: str | None, as_json: bool) -> None:
         return
     from laconic.report.terminal import plain_table
 
-    rows = [[e.name, e.family, e.summary, e.source] for e in entries]
+    rows = [[e.name, e.family, e.summary.replace("``", ""), e.source] for e in entries]
     show(plain_table("Methods", ["name", "family", "what it does", "source"], rows, text_columns=4))
 
 
@@ -69,8 +70,12 @@ def _settings(cls: type[Any]) -> list[dict[str, Any]]:
 
 
 def _type_text(hint: Any) -> str:
-    text = getattr(hint, "__name__", "") if isinstance(hint, type) else str(hint)
-    return text.replace("typing.", "").replace("NoneType", "none")
+    if get_origin(hint) is Literal:
+        return " or ".join(map(repr, get_args(hint)))
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(map(_type_text, get_args(hint)))
+    names = {int: "whole number", float: "number", str: "text", bool: "true or false"}
+    return "none" if hint is type(None) else names.get(hint, getattr(hint, "__name__", str(hint)))
 
 
 def _show_one(entry: Entry, *, as_json: bool) -> None:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import click
 
-from laconic.cli._group import Command
+from laconic.cli._group import Command, one_line
 from laconic.cli._options import FOLDER, json_option
-from laconic.cli._output import plain, show_json
+from laconic.cli._output import show_json
+from laconic.errors import ArtifactError
 
 EXAMPLES = ("laconic verify small", "laconic verify small --json")
 
@@ -24,11 +25,16 @@ def command(folder: Path, as_json: bool) -> None:
     from laconic import artifact
 
     checks = artifact.verify(folder)
+    failed = [check for check in checks if not check.passed]
     if as_json:
-        show_json({"folder": str(folder), "checks": checks})
-        return
-    for check in checks:
-        held = plain(check)
-        text = held if isinstance(held, str) else ": ".join(map(str, held.values()))
-        click.echo(f"ok  {text}")
-    click.echo(f"{len(checks)} checks passed.")
+        show_json({"folder": str(folder), "sound": not failed, "checks": checks})
+    else:
+        for check in checks:
+            mark = "ok" if check.passed else "DAMAGED"
+            click.echo(f"{mark:8}{check.name}: {one_line(check.detail)}")
+    if failed:
+        first = failed[0]
+        raise ArtifactError(
+            str(folder),
+            f"{len(failed)} of {len(checks)} checks failed, first {first.name}: {first.detail}",
+        )

@@ -46,7 +46,7 @@ def render_html(report: Mapping[str, Any] | Report) -> str:
             class_rows=view.class_rows(checked),
             recipe=view.as_yaml(checked.recipe),
             environment=view.flat(checked.environment),
-            provenance=view.flat({"task": checked.task, "provenance": checked.provenance}),
+            provenance=view.origin(checked),
             kernels=view.kernel_counts(checked),
             **_inlined(),
         )

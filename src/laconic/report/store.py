@@ -47,8 +47,8 @@ def read(path: Path) -> Report:
 
 def to_json(report: Report) -> str:
     """Return a report as JSON text; values that are not finite become the texts inf and nan."""
-    plain = report.model_dump(exclude_defaults=True) | {"format_version": report.format_version}
-    return json.dumps(_finite(plain), indent=2, sort_keys=True, allow_nan=False) + "\n"
+    plain = {"format_version": report.format_version} | report.model_dump(exclude_defaults=True)
+    return json.dumps(_finite(plain), indent=2, allow_nan=False) + "\n"
 
 
 def _finite(value: Any) -> Any:

@@ -213,6 +213,18 @@ def as_yaml(values: Mapping[str, Any] | None) -> str:
     return yaml.safe_dump(dict(values), sort_keys=False, default_flow_style=None, width=88)
 
 
+def origin(report: Report) -> list[tuple[str, str]]:
+    """Return where data and model came from; the recipe stands elsewhere on the page."""
+    own = {key: value for key, value in report.provenance.items() if key not in ("recipe", "task")}
+    task = {**report.task, **_mapping(report.provenance.get("task"))}
+    budget = {"budget": report.budget} if report.budget and "budget" not in own else {}
+    return flat({"task": task, **own, **budget})
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
 def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     """Return nested values as rows of dotted name and text."""
     rows: list[tuple[str, str]] = []

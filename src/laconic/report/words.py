@@ -210,3 +210,8 @@ def batch_sizes(report: Report) -> list[int]:
 def examples(batch_size: int) -> str:
     """Name a batch size."""
     return "1 example" if batch_size == 1 else f"{batch_size} examples"
+
+
+def data_name(report: Report) -> str:
+    """Return the name of the data set; empty where there is none."""
+    return str(report.task.get("data") or report.task.get("name") or "")
