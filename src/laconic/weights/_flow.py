@@ -24,8 +24,10 @@ def quiet(model: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.random.fork_rng(devices=devices))
-        for module in model.modules():
-            config = getattr(module, "config", None)
+        configs = {
+            id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None
+        }
+        for config in configs.values():
             for name, value in (("use_cache", False), ("_experts_implementation", "eager")):
                 if getattr(config, name, None) not in (None, value):
                     stack.enter_context(_set(config, name, value))
@@ -139,14 +141,13 @@ def record_streams(
         the one before it returned.
     """
     streams: list[Stream] = []
-    for batch in data.batches():
-        with quiet(model):
-            recorder = _Recorder(blocks)
-            stream = recorder.run(partial(task.forward, model, batch))
-        if stream is None:
-            return None
-        stream.keep = data.keep(batch)
-        streams.append(stream)
+    with quiet(model):
+        for batch in data.batches():
+            stream = _Recorder(blocks).run(partial(task.forward, model, batch))
+            if stream is None:
+                return None
+            stream.keep = data.keep(batch)
+            streams.append(stream)
     return streams
 
 

@@ -177,9 +177,9 @@ class _Gathering:
         for chunk in self._chunks(shared, most=1 if self.compensated else None):
 
             def run(watch: _Watch) -> None:
-                for batch in self.data.batches():
-                    watch.keep = self.data.keep(batch)
-                    with watch.on(), quiet(self.model):
+                with watch.on(), quiet(self.model):
+                    for batch in self.data.batches():
+                        watch.keep = self.data.keep(batch)
                         self.task.forward(self.model, batch)
 
             yield self._gather(chunk, run)
@@ -208,18 +208,18 @@ class _Gathering:
 
     def _replay(self, path: str, index: int, streams: list[Stream], watch: _Watch) -> None:
         block = self.model.get_submodule(path)
-        for stream in streams:
-            watch.keep = stream.keep
-            args, kwargs = stream.calls[index].bound(stream.state)
-            with watch.on(), quiet(self.model):
+        with watch.on(), quiet(self.model):
+            for stream in streams:
+                watch.keep = stream.keep
+                args, kwargs = stream.calls[index].bound(stream.state)
                 block(*args, **kwargs)
 
     def _advance(self, path: str, index: int, streams: list[Stream]) -> None:
         """Replace each stream's state by what the block gives as it stands now."""
         block = self.model.get_submodule(path)
-        for stream in streams:
-            args, kwargs = stream.calls[index].bound(stream.state)
-            with quiet(self.model):
+        with quiet(self.model):
+            for stream in streams:
+                args, kwargs = stream.calls[index].bound(stream.state)
                 stream.state = flat_output(block(*args, **kwargs))
 
     def _gather(self, chunk: list[list[Site]], run: Callable[[_Watch], None]) -> list[Site]:
