@@ -190,6 +190,18 @@ def test_words_that_are_not_known() -> None:
         coding.decode("packed", b"", -1, 2)
 
 
+def test_only_the_coders_that_are_allowed() -> None:
+    symbols = draw("gauss", 16, 3000)
+    for coder in coding.CODERS:
+        encoded = coding.encode(symbols, 16, effort="fast", coders=[coder])
+        assert encoded.coder == coder
+        assert same(coding.decode(coder, encoded.data, symbols.size, 16), symbols)
+    with pytest.raises(CodingError, match="coders is empty"):
+        coding.encode(symbols, 16, effort="fast", coders=[])
+    with pytest.raises(CodingError, match="Did you mean 'rans'"):
+        coding.encode(symbols, 16, effort="fast", coders=["ran"])
+
+
 def test_entropy_by_hand() -> None:
     assert coding.entropy(np.array([0, 0, 1, 2], np.uint8), 3) == 1.5
     assert coding.entropy(np.array([5, 5], np.uint8), 8) == 0.0

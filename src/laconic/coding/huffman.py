@@ -35,8 +35,8 @@ from laconic.coding.symbols import group, group_sizes, symbol_type, ungroup
 _WHERE = "huffman"
 _LONGEST = 16
 _USUAL = 12  # code limit where the alphabet allows it: the look-up table then fits a L1 cache
-_CHUNK_BITS = 6000
-_CHUNK_LOGS = range(6, 14)
+_CHUNK_BITS = 3000
+_CHUNK_LOGS = range(6, 11)
 _LANES = 4096  # chunks decoded at once
 
 

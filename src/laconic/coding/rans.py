@@ -18,7 +18,7 @@ from laconic.coding.tables import MAX_PRECISION, FreqTable
 _WHERE = "batched rans"
 _LOWEST = 1 << 31
 _WORD = np.uint64(32)
-_SYMBOLS_PER_LANE = 4096
+_SYMBOLS_PER_LANE = 2048
 _MOST_LANES = 4096
 _ESCAPE_LIMIT = 1 << 31
 
@@ -144,7 +144,7 @@ def encode_rows(values: Array, rows: Array, table: FreqTable, *, lanes: int | No
             be anything below ``2**31`` in size.
         rows: (n,) row of each value.
         table: Frequencies; the reader needs the same.
-        lanes: Streams in step; the default is one for 4096 values.
+        lanes: Streams in step; the default is one for 2048 values.
 
     Raises:
         CodingError: Shapes that differ, or values that the table cannot code.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -11,7 +12,6 @@ from laconic.coding import ans, gaps, huffman, values, zstd
 from laconic.coding._errors import CodingError
 from laconic.coding.bits import (
     Reader,
-    fixed_size,
     pack_fixed,
     put_varint,
     unpack_fixed,
@@ -23,9 +23,10 @@ from laconic.coding.zstd import Effort
 from laconic.errors import nearest
 
 CODERS = ("packed", "zstd", "huffman", "rans")
+_BY_EFFORT: dict[Effort, tuple[str, ...]] = {"fast": CODERS[:2], "smallest": CODERS}
 _GAPS = "gaps-"
 _GAP_WIDTHS_TRIED = 3
-_PROMISING = 1.02  # coders may gain a little on the entropy where gaps repeat
+_OVERHEAD = 1.002  # what coding the gaps costs over their entropy at the least
 
 
 class Encoded(NamedTuple):
@@ -40,7 +41,13 @@ class Encoded(NamedTuple):
     data: bytes
 
 
-def encode(symbols: npt.NDArray[np.uint8 | np.int32], alphabet: int, *, effort: Effort) -> Encoded:
+def encode(
+    symbols: npt.NDArray[np.uint8 | np.int32],
+    alphabet: int,
+    *,
+    effort: Effort,
+    coders: Collection[str] | None = None,
+) -> Encoded:
     """Code symbols with the coder that comes out smallest.
 
     Args:
@@ -48,32 +55,50 @@ def encode(symbols: npt.NDArray[np.uint8 | np.int32], alphabet: int, *, effort: 
         alphabet: Number of possible symbols, 1..65536.
         effort: "fast" tries "packed" and "zstd", which decode 100 million symbols a second and
             more; "smallest" tries "huffman" and "rans" too and is never larger.
+        coders: Try these instead.
 
     Raises:
-        CodingError: Symbols outside the alphabet, or not a one-dimensional integer array.
+        CodingError: Symbols outside the alphabet, not a one-dimensional integer array, or an
+            unknown coder.
 
     >>> encode(np.zeros(1000, np.uint8), 1, effort="fast")
     Encoded(coder='packed', data=b'')
     """
     checked = check_symbols(symbols, alphabet)
     _check_effort(effort)
+    allowed = _BY_EFFORT[effort] if coders is None else coders
+    for name in allowed:
+        _check_coder(name)
     width = width_of(alphabet)
-    limit = fixed_size(checked.size, width)
-    best = Encoded("packed", pack_fixed(checked, width))
-    if limit > 1:
-        best = _smaller(best, Encoded("zstd", zstd.encode(checked, alphabet, effort=effort)))
-    if limit > 1 and effort == "smallest":
-        best = _smaller(best, Encoded("rans", ans.encode(checked, alphabet)))
+    best: Encoded | None = None
+    if "packed" in allowed:
+        best = Encoded("packed", pack_fixed(checked, width))
+    if best and len(best.data) < 2:
+        return best
+    if "zstd" in allowed:
+        best = _smaller(best, "zstd", zstd.encode(checked, alphabet, effort=effort))
+    if "rans" in allowed:
+        best = _smaller(best, "rans", ans.encode(checked, alphabet))
+    if "huffman" in allowed:
         planned = huffman.plan(checked, alphabet)
-        if planned.size <= len(best.data):
-            coded = huffman.encode(checked, alphabet, planned)
-            best = _smaller(best, Encoded("huffman", coded))
+        if best is None or planned.size <= len(best.data):
+            best = _smaller(best, "huffman", huffman.encode(checked, alphabet, planned))
+    if best is None:
+        raise CodingError(f"coders is empty. Give one or more of {', '.join(CODERS)}.")
     return best
 
 
-def _smaller(best: Encoded, other: Encoded) -> Encoded:
+def _check_coder(name: str) -> None:
+    if name not in CODERS:
+        raise CodingError(
+            f"no coder {name!r}.{nearest(name, CODERS)} There are: {', '.join(CODERS)}; patterns "
+            "also have gaps-* of each."
+        )
+
+
+def _smaller(best: Encoded | None, coder: str, data: bytes) -> Encoded:
     """Return the shorter of two, the first where they tie."""
-    return other if len(other.data) < len(best.data) else best
+    return best if best and len(best.data) <= len(data) else Encoded(coder, data)
 
 
 def decode(coder: str, data: bytes, count: int, alphabet: int) -> npt.NDArray[np.uint8 | np.int32]:
@@ -98,17 +123,15 @@ def decode(coder: str, data: bytes, count: int, alphabet: int) -> npt.NDArray[np
         if alphabet != 2:
             raise CodingError(f"{coder}: codes patterns of 0 and 1, not alphabet {alphabet}.")
         return _decode_gaps(coder.removeprefix(_GAPS), data, count)
+    _check_coder(coder)
     if coder == "packed":
         symbols = unpack_fixed(data, width_of(alphabet), count)
     elif coder == "zstd":
         symbols = zstd.decode(data, count, alphabet)
     elif coder == "huffman":
         symbols = huffman.decode(data, count, alphabet)
-    elif coder == "rans":
-        symbols = ans.decode(data, count, alphabet)
     else:
-        raise CodingError(f"no coder {coder!r}.{nearest(coder, CODERS)} There are: "
-                          f"{', '.join(CODERS)} and gaps-* of each.")  # fmt: skip
+        symbols = ans.decode(data, count, alphabet)
     if symbols.size and int(symbols.max()) >= alphabet:
         raise CodingError(f"{coder}: symbol {symbols.max()} is outside 0..{alphabet - 1}.")
     typed = symbols.astype(symbol_type(alphabet), copy=not symbols.flags.writeable)
@@ -126,7 +149,7 @@ def encode_pattern(bits: npt.NDArray[np.uint8], *, effort: Effort) -> Encoded:
     """
     best = encode(bits, 2, effort=effort)
     if effort == "smallest":
-        best = _smaller(best, encode_pattern(bits, effort="fast"))
+        best = _smaller(best, *encode_pattern(bits, effort="fast"))
     if len(best.data) <= 2:
         return best
     runs = gaps.zeros_before(bits)
@@ -134,18 +157,20 @@ def encode_pattern(bits: npt.NDArray[np.uint8], *, effort: Effort) -> Encoded:
         symbols = gaps.to_symbols(runs, width)
         inner = encode(symbols, 1 << width, effort=effort)
         data = bytes([width]) + put_varint(symbols.size) + inner.data
-        best = _smaller(best, Encoded(_GAPS + inner.coder, data))
+        best = _smaller(best, _GAPS + inner.coder, data)
     return best
 
 
 def _gap_widths(runs: npt.NDArray[np.int64], limit: int) -> list[int]:
-    """Return the widths whose entropy is the least, those that promise over ``limit`` bits not."""
-    estimates = []
+    """Return the widths worth trying: least by entropy, and least at fixed width."""
+    by_entropy, by_width = [], []
     for width in gaps.WIDTHS:
         counts = gaps.counts(runs, width)
-        estimates.append((float(counts.sum()) * entropy_of_counts(counts), width))
-    promising = [item for item in sorted(estimates) if item[0] < _PROMISING * limit]
-    return [width for _, width in promising[:_GAP_WIDTHS_TRIED]]
+        total = int(counts.sum())
+        by_entropy.append((_OVERHEAD * total * entropy_of_counts(counts), width))
+        by_width.append((float(total * width), width))
+    tried = [*sorted(by_entropy)[:_GAP_WIDTHS_TRIED], min(by_width)]
+    return sorted({width for bits, width in tried if bits < limit})
 
 
 def _decode_gaps(coder: str, data: bytes, count: int) -> npt.NDArray[np.uint8 | np.int32]:
