@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,10 +10,13 @@ from hypothesis import strategies as st
 from laconic.errors import ConfigError, LayerError, RecipeError
 from laconic.forms.dense import Dense
 from laconic.forms.lowrank import LowRank
+from laconic.forms.rotated import Rotated
 from laconic.forms.sparse import Sparse
 from laconic.forms.sum import Sum
+from laconic.forms.tensortrain import TensorTrain
 from laconic.weights.base import Site
 from laconic.weights.quantize._uniform import divisors, resolve_group_size
+from laconic.weights.quantize.kmeans import KMeans
 from laconic.weights.quantize.round_to_nearest import RoundToNearest
 
 
@@ -147,6 +152,30 @@ def test_works_on_what_is_dense_inside():
     done = RoundToNearest(bits=8).fit(Site("w", "linear", both, both.dense()), torch.Generator())
     assert done.signature == "sum(quantized, low-rank(quantized, quantized))"
     assert torch.equal(done.terms[0].codes(), form_of_ones.codes())
+
+
+@pytest.mark.parametrize("step", [RoundToNearest(bits=8), KMeans(bits=6)])
+def test_goes_into_rotations_and_tensor_trains(step):
+    rotated = Rotated(
+        Dense(torch.randn(16, 32)),
+        shape=(16, 32),
+        dtype=torch.float32,
+        side="in",
+        rotation={"kind": "hadamard", "seed": 1},
+    )
+    cores = (Dense(torch.randn(1, 4, 4, 3)), Dense(torch.randn(3, 4, 8, 1)))
+    train = TensorTrain(
+        *cores, shape=(16, 32), dtype=torch.float32, row_modes=(4, 4), col_modes=(4, 8)
+    )
+    for form, inner in ((rotated, 1), (train, 2)):
+        before = form.dense().detach()
+        done = step.fit(Site("w", "linear", form, before), torch.Generator())
+        error = (done.dense().detach() - before).norm() / before.norm()
+        assert float(error) < 0.03
+        assert done.signature.count("quantized") + done.signature.count("codebook") == inner
+        sketch = step.sketch(deepcopy(form).to("meta"), site="w")
+        assert (sketch.signature, sketch.nbytes) == (done.signature, done.nbytes)
+        assert torch.equal(form.dense().detach(), before)
 
 
 def test_refuses_twice_and_names_what_is_wrong():
