@@ -171,8 +171,8 @@ _NASTY: list[Any] = [
 
 def _paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     found = [path] if path else []
-    items: Any = value.items() if isinstance(value, dict) else enumerate(value)
     if isinstance(value, dict | list):
+        items: Any = value.items() if isinstance(value, dict) else enumerate(value)
         for key, item in items:
             found += _paths(item, (*path, key))
     return found
@@ -182,6 +182,8 @@ def edit_json(value: Any, rng: random.Random) -> Any:
     """Change one place of a JSON value: replaced, dropped, nudged, copied from elsewhere."""
     edited = copy.deepcopy(value)
     paths = _paths(edited)
+    if not paths:
+        return edited
     path = rng.choice(paths)
     owner = edited
     for step in path[:-1]:
@@ -191,7 +193,7 @@ def edit_json(value: Any, rng: random.Random) -> Any:
     if way == 0 or (way == 1 and type(held) is not int):
         owner[path[-1]] = copy.deepcopy(rng.choice(_NASTY))
     elif way == 1:
-        owner[path[-1]] = held + rng.choice([-1, 1, -held, held, 2**rng.randrange(70)])
+        owner[path[-1]] = held + rng.choice([-1, 1, -held, held, 2 ** rng.randrange(70)])
     elif way == 2:
         del owner[path[-1]]
     elif way == 3:

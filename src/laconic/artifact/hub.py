@@ -104,6 +104,8 @@ def build(class_name: str, config: Any, *, largest: int, count: int) -> nn.Modul
         raise ArtifactError(CONFIG, f"dtype {str(dtype)[:40]!r} is not a floating point type")
     try:
         settings = mapping[model_type].from_dict(cleaned(config))
+        if not isinstance(settings, cls.config_class):
+            raise ArtifactError(CONFIG, f"{class_name} is not a model of type {model_type!r}")
         with _skeleton(held, largest=largest, count=count):
             model = cls(settings)
     except ArtifactError:

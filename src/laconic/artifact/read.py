@@ -197,6 +197,9 @@ def _install(model: nn.Module, manifest: Manifest, name: str, place: str, form: 
     if have != shape:
         reason = f"is {list(shape)}, the model has {list(have) if have else 'no such parameter'}"
         raise ArtifactError(MANIFEST, reason, tensor=place)
+    if held is not None and held.is_floating_point() != form.dtype.is_floating_point:
+        reason = f"is {form.dtype}, the model has {held.dtype}"
+        raise ArtifactError(MANIFEST, reason, tensor=place)
     layout = site.layout if site else "natural"
     try:
         install_(model, place, form, layout=layout, parameter_shape=shape)
