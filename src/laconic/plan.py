@@ -79,6 +79,8 @@ def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
         for site in require_selection(step, sites, number):
             forms[site.name] = _sketched(step, number, site, forms[site.name])
             done[site.name].append(step.method_name)
+    if not any(done.values()):
+        raise RecipeError(f"recipe {recipe.name!r}: no step selects any weight of this model.")
     rows = tuple(
         SitePlan(
             site.name,
@@ -114,13 +116,17 @@ def sketch_of(site: Site) -> Form:
 def require_selection(step: Step, sites: list[Site], number: int) -> list[Site]:
     """Return the sites a step selects.
 
+    A scope that names only kinds of sites may find none: a recipe for language models also serves
+    a model without embeddings. A name pattern that matches nothing is a mistake.
+
     Raises:
-        RecipeError: None; the message shows what the scope asked for and what there is.
+        RecipeError: No site has the name and kind; the message shows what the scope asked for and what there is.
     """
     selected = [site for site in sites if step.selects(site)]
-    if selected:
-        return selected
     kinds = sorted({site.kind for site in sites})
+    only_types = step.where.include == ("*",) and not step.where.exclude
+    if selected or (only_types and step.where.types and not set(step.where.types) & set(kinds)):
+        return selected
     names = [site.name for site in sites]
     hint = "".join(nearest(pattern, names) for pattern in step.where.include)
     raise RecipeError(
