@@ -120,7 +120,7 @@ def require_selection(step: Step, sites: list[Site], number: int) -> list[Site]:
     a model without embeddings. A name pattern that matches nothing is a mistake.
 
     Raises:
-        RecipeError: No site has the name and kind; the message shows what the scope asked for and what there is.
+        RecipeError: No site fits; the message shows what the scope asked for and what there is.
     """
     selected = [site for site in sites if step.selects(site)]
     kinds = sorted({site.kind for site in sites})
