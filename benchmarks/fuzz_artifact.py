@@ -16,7 +16,6 @@ import argparse
 import json
 import logging
 import os
-import pickle
 import random
 import resource
 import shutil
@@ -97,7 +96,7 @@ def run_batch(
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + ADDRESS_BYTES, used + ADDRESS_BYTES))
     warnings.simplefilter("ignore")
-    with os.fdopen(pipe, "wb") as out:
+    with os.fdopen(pipe, "w") as out:
         for seed in seeds:
             base = sorted(bases)[seed % len(bases)]
             source, original = bases[base]
@@ -112,7 +111,8 @@ def run_batch(
                 verdict = f"FAILED: {seconds:.1f} s"
             if taken > CEILING_BYTES:
                 verdict = f"FAILED: took {taken} bytes"
-            pickle.dump((seed, base, name, verdict, seconds, taken), out)
+            record = json.dumps([seed, base, name, verdict, seconds, taken])
+            out.write(f"{record}\n")
             out.flush()
 
 
@@ -130,20 +130,13 @@ def forked(
             finally:
                 os._exit(0)
         os.close(send)
-        records = []
-        with os.fdopen(receive, "rb") as stream:
-            while len(records) < len(seeds):
-                try:
-                    records.append(pickle.load(stream))
-                except EOFError:
-                    break
+        with os.fdopen(receive) as stream:
+            records = [tuple(json.loads(line)) for line in stream]
         os.waitpid(child, 0)
     if len(records) < len(seeds):
         lost = seeds[len(records)]
         records.append((lost, "", "", "FAILED: the process died", 0.0, 0))
-        return records + (
-            forked(bases, range(lost + 1, seeds.stop)) if lost + 1 < seeds.stop else []
-        )
+        records += forked(bases, range(lost + 1, seeds.stop)) if lost + 1 < seeds.stop else []
     return records
 
 

@@ -162,9 +162,10 @@ def sign_files(folder: Path) -> None:
 
 _NASTY: list[Any] = [
     None, True, False, 0, 1, 2, -1, 3, 7, 16, 255, 256, 257, 2**16, 2**31, 2**40,
-    2**63, 2**70, 10**30, 0.5, -1e300, "", "x", "F32", "BF16", "I64", "U8", "zstd", "packed", "raw", "rans", "huffman",
-    "gaps-zstd", "planes-zstd", "dense", "quantized", "sum", "../x", "/etc/passwd", "\u0000",
-    "__class__", "a" * 5000, [], [0], [2**40, 2**40], [16, 16], [-1], [[[[]]]], {}, {"n": 0},
+    2**63, 2**70, 10**30, 0.5, -1e300, "", "x", "F32", "BF16", "I64", "U8", "zstd", "packed", "raw",
+    "rans", "huffman", "gaps-zstd", "planes-zstd", "dense", "quantized", "sum", "../x",
+    "/etc/passwd", "\u0000", "__class__", "a" * 5000, [], [0], [2**40, 2**40], [16, 16], [-1],
+    [[[[]]]], {}, {"n": 0},
     {"t": [1]}, {"bits": 4}, {"kind": "hadamard"},
 ]  # fmt: skip
 

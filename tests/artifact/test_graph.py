@@ -149,7 +149,7 @@ def test_a_factory_is_called_only_where_it_is_trusted(tmp_path: Path) -> None:
     )
     with pytest.raises(UnsupportedModelError, match=r"no\.such:thing cannot be called"):
         artifact.load(tmp_path / "b", trust_factory=True)
-    with pytest.raises(ConfigError, match="package.module:function"):
+    with pytest.raises(ConfigError, match=r"package\.module:function"):
         artifact.Architecture.factory("no_colon")
 
 
@@ -326,7 +326,7 @@ _OUT = ["out", {"n": 1}]
         [_IN, ["get", "0"], _OUT],
         [["in", "x): import os #"], ["out", {"n": 0}]],
         [["in", "lambda"], ["out", {"n": 0}]],
-        [["in", "ｘ"], ["out", {"n": 0}]],
+        [["in", "\uff58"], ["out", {"n": 0}]],
         [_IN, ["fn", "F.relu", [{"n": 0}], {"inplace=os": True}], _OUT],
         [_IN, ["fn", "F.relu", [{"n": 0}], {"if": True}], _OUT],
         [_IN, ["fn", "F.relu", {"n": 0}], _OUT],
@@ -334,6 +334,7 @@ _OUT = ["out", {"n": 1}]
         [_IN, ["fn", "F.relu", [{"n": 0, "t": []}]], _OUT],
         [_IN, ["fn", "F.relu", [{"f": "1e999"}]], _OUT],
         [_IN, ["fn", "F.relu", [[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]], _OUT],
+        [_IN, ["fn", "operator.add", [{"n": 0}]], _OUT],
         [_IN, ["jump", "0", []], _OUT],
         [_IN, [["fn"], "F.relu", []], _OUT],
         [_IN, ["fn"], _OUT],

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import resource
@@ -304,9 +305,7 @@ def test_forgery_never_crashes_hangs_or_takes_memory(
     forge: Mutation = FORGERIES[name]
     forge(folder, random.Random(seed))
     before, begun = _peak(), time.perf_counter()
-    try:
+    with contextlib.suppress(LaconicError):  # refused, or a consistent artefact of another model
         _load(folder)
-    except LaconicError as error:
-        assert str(error)
     assert _peak() - before < 128 * 2**20
     assert time.perf_counter() - begun < 10

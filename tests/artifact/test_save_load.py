@@ -17,8 +17,8 @@ from artifact_support import (
 from torch import nn
 
 from laconic import artifact
-from laconic.errors import ArtifactError, ConfigError, UnsupportedModelError
-from laconic.forms import Dense, Quantized, install_, installed
+from laconic.errors import ArtifactError, ConfigError, LaconicWarning, UnsupportedModelError
+from laconic.forms import Dense, LowRank, Quantized, install_, installed
 from laconic.forms.base import Form
 
 
@@ -245,3 +245,32 @@ def test_predicted_bytes_are_those_of_the_parts(tmp_path: Path) -> None:
         predicted = artifact.predict_bytes(form, effort=effort)
         assert predicted >= report.tensors["weight"]
         assert predicted == pytest.approx(report.tensors["weight"], rel=0.05)
+
+
+def test_kernels_are_chosen_on_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LACONIC_CACHE", str(tmp_path / "cache"))
+    net = forms_net()
+    artifact.save(net, tmp_path / "a")
+    with torch.no_grad():
+        for mode in ("auto", "dense", "exact"):
+            loaded = artifact.load(tmp_path / "a", kernels=mode)  # type: ignore[arg-type]
+            torch.testing.assert_close(loaded(*inputs()), net(*inputs()))
+
+
+def test_a_form_that_stands_for_far_more_than_is_stored_is_never_made_dense(
+    tmp_path: Path,
+) -> None:
+    size = 2**15
+    form = LowRank(
+        Dense(torch.ones(size, 1)), Dense(torch.ones(1, size)),
+        shape=(size, size), dtype=torch.float32,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(size, size, bias=False))
+    install_(model, "0.weight", form)
+    artifact.save(model, tmp_path / "a", architecture=artifact.Architecture.factory("a:b"))
+    with torch.device("meta"):
+        target = nn.Sequential(nn.Linear(size, size, bias=False))
+    with pytest.warns(LaconicWarning, match="are not built; forms run by themselves"):
+        loaded = artifact.load(tmp_path / "a", model=target)
+    assert loaded(torch.ones(1, size))[0, 0] == size

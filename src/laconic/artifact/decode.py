@@ -16,6 +16,7 @@ from laconic.artifact.limits import (
     FREE_ELEMENTS,
     MANIFEST,
     MAX_FORM_EXPANSION,
+    UNTRUSTED,
     WEIGHTS,
     Allowance,
 )
@@ -23,12 +24,6 @@ from laconic.artifact.manifest import FormRecord, Manifest, PartRecord
 from laconic.errors import ArtifactError
 from laconic.forms import hashed, rotated, tensortrain  # noqa: F401  makes their names known
 from laconic.forms.base import Form, form_class
-
-# What code that meets hostile settings, shapes or symbols may raise before it notices.
-_UNTRUSTED = (
-    ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, OverflowError,
-    ZeroDivisionError, MemoryError,
-)  # fmt: skip
 
 
 class PartsReader:
@@ -130,7 +125,7 @@ class PartsReader:
             form = cls.from_parts(
                 tuple(record.shape), DTYPES[record.dtype], record.settings, parts, children
             )
-        except _UNTRUSTED as error:
+        except UNTRUSTED as error:
             raise ArtifactError(MANIFEST, f"not a form: {error}", tensor=where) from error
         if form.shape != tuple(record.shape) or form.dtype != DTYPES[record.dtype]:
             raise ArtifactError(MANIFEST, "the form has another shape or type", tensor=where)
@@ -147,7 +142,7 @@ class PartsReader:
         data = bytes(self._container.raw(key))
         try:
             symbols = coding.decode(record.coder, data, record.count, record.content)
-        except _UNTRUSTED as error:
+        except UNTRUSTED as error:
             raise ArtifactError(WEIGHTS, f"{error}", tensor=key) from error
         if len(symbols) != record.count or symbols.nbytes != record.decoded_bytes:
             raise ArtifactError(WEIGHTS, "decoded to another size", tensor=key)
@@ -192,7 +187,7 @@ def _decode_values(
         return bytes(stored)
     try:
         raw = coding.decode_values(coder, bytes(stored), size, item)
-    except _UNTRUSTED as error:
+    except UNTRUSTED as error:
         raise ArtifactError(WEIGHTS, f"{error}", tensor=key) from error
     if len(raw) != size:
         raise ArtifactError(WEIGHTS, f"decoded to {len(raw)} bytes, not {size}", tensor=key)

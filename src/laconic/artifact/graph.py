@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from laconic.artifact import leaves
 from laconic.artifact.allowed import function_names, functions, is_attribute, is_method
 from laconic.artifact.arguments import from_json, to_json
-from laconic.artifact.limits import MANIFEST
+from laconic.artifact.limits import MANIFEST, UNTRUSTED
 from laconic.artifact.manifest import GraphRecord
 from laconic.artifact.tree import descend_, find, named_tensors
 from laconic.errors import ArtifactError, UnsupportedModelError
@@ -165,8 +165,7 @@ def skeleton(record: GraphRecord) -> fx.GraphModule:
             if leaf in owner._modules:
                 raise ValueError("two modules stand at one path")
             owner.add_module(leaf, leaves.build(row))
-        except (ValueError, TypeError, KeyError, RuntimeError, OverflowError, AttributeError,
-                ZeroDivisionError, IndexError) as error:  # fmt: skip
+        except UNTRUSTED as error:
             raise ArtifactError(MANIFEST, f"not a module: {error}", tensor=path[:200]) from error
     return model.eval()
 
@@ -188,14 +187,14 @@ def connect_(model: fx.GraphModule, record: GraphRecord, device: torch.device) -
     for index, row in enumerate(record.nodes):
         try:
             nodes.append(_node(made, model, row, earlier, device))
-        except (ValueError, TypeError, RuntimeError) as error:
+        except UNTRUSTED as error:
             raise ArtifactError(MANIFEST, f"{error}", tensor=f"node {index}") from error
     outputs = [node for node in nodes if node.op == "output"]
     if len(outputs) != 1 or nodes[-1] is not outputs[0]:
         raise ArtifactError(MANIFEST, "a graph must end in its one output")
     try:
         model.graph = made
-    except (SyntaxError, ValueError, RuntimeError, RecursionError, MemoryError) as error:
+    except UNTRUSTED as error:
         raise ArtifactError(MANIFEST, f"not a graph: {error}") from error
 
 

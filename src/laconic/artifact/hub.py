@@ -91,7 +91,7 @@ def build(class_name: str, config: Any, *, largest: int, count: int) -> nn.Modul
     mapping = require(
         "transformers.models.auto.configuration_auto", "hf", purpose="loading a model"
     ).CONFIG_MAPPING
-    cls = getattr(library, class_name, None)
+    cls: Any = getattr(library, class_name, None)
     if not isinstance(cls, type) or not issubclass(cls, library.PreTrainedModel):
         raise ArtifactError(CONFIG, f"transformers has no model class {class_name!r}")
     if not isinstance(config, dict) or config.get("architectures") != [class_name]:

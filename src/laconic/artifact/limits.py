@@ -35,6 +35,11 @@ MAX_EXPANSION = 1024
 MAX_FORM_EXPANSION = 4096
 """Greatest number of elements that a form stands for, for one byte of its decoded parts."""
 
+MAX_CACHED_BYTES = 2**30
+MAX_CACHED_EXPANSION = 256
+"""Dense bytes, and dense bytes for a stored one, above which forms always run by themselves: a
+loader that built dense tensors to time them would take what a small file asks for."""
+
 FREE_BYTES = 2**24
 """Decoded bytes of a whole artefact that may go beyond ``MAX_EXPANSION``, so that constant
 tensors may be tiny."""
@@ -47,6 +52,12 @@ MAX_NODES = 50_000
 
 BUNDLED_BYTES = 2048
 """Values up to this size are put together in one bundle for each dtype."""
+
+UNTRUSTED = (
+    ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, ArithmeticError,
+    MemoryError, SyntaxError,
+)  # fmt: skip
+"""What code that meets hostile settings, shapes or symbols may raise before it notices."""
 
 
 class Allowance:

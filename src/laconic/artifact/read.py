@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable
+import warnings
+from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,14 +13,24 @@ from torch import Tensor, nn
 
 from laconic.artifact import graph, hub, strictjson
 from laconic.artifact.decode import PartsReader
-from laconic.artifact.dtypes import DTYPES
+from laconic.artifact.dtypes import DTYPES, itemsize
 from laconic.artifact.folder import checked_file, open_weights, read_manifest, small_file
-from laconic.artifact.limits import CONFIG, GENERATION, MANIFEST, WEIGHTS
+from laconic.artifact.limits import (
+    CONFIG,
+    GENERATION,
+    MANIFEST,
+    MAX_CACHED_BYTES,
+    MAX_CACHED_EXPANSION,
+    UNTRUSTED,
+    WEIGHTS,
+)
 from laconic.artifact.manifest import FactoryRecord, GraphRecord, HuggingFaceRecord, Manifest
 from laconic.artifact.tree import BufferKind, ensure_, find, named_tensors, put_
-from laconic.errors import ArtifactError, LaconicError, UnsupportedModelError
+from laconic.errors import ArtifactError, LaconicWarning, UnsupportedModelError
 from laconic.forms.base import Form
+from laconic.forms.kernels import prepare_
 from laconic.forms.layers import Installed, install_, installed
+from laconic.units import format_bytes
 
 Kernels = Literal["auto", "exact", "dense", "int8"]
 
@@ -61,10 +72,24 @@ def load(
     made.to(place)
     made.eval()
     if manifest.forms:
-        from laconic.forms.kernels import prepare_
-
-        prepare_(made, kernels)
+        prepare_(made, _affordable(manifest, kernels))
     return made
+
+
+def _affordable(manifest: Manifest, kernels: Kernels) -> Kernels:
+    """Return how forms may run: by themselves where dense tensors would take too much memory."""
+    dense = sum(prod(form.shape) * itemsize(form.dtype) for form in manifest.forms.values())
+    stored = manifest.files[WEIGHTS].bytes
+    if kernels == "exact" or dense <= max(MAX_CACHED_BYTES, stored * MAX_CACHED_EXPANSION):
+        return kernels
+    warnings.warn(
+        f"kernels={kernels!r}: dense tensors of {format_bytes(dense)} from {format_bytes(stored)} "
+        "are not built; forms run by themselves. Give kernels='exact', or call "
+        "forms.kernels.prepare_ if there is room.",
+        LaconicWarning,
+        stacklevel=3,
+    )
+    return "exact"
 
 
 def _build(folder: Path, manifest: Manifest, device: torch.device, trust: bool) -> nn.Module:
@@ -85,7 +110,7 @@ def _build(folder: Path, manifest: Manifest, device: torch.device, trust: bool) 
 
 def _build_hugging_face(folder: Path, manifest: Manifest, told: HuggingFaceRecord) -> nn.Module:
     config = strictjson.loads(small_file(folder, CONFIG), file=CONFIG)
-    largest = max((_elements(shape) for shape in _shapes(manifest).values()), default=0)
+    largest = max((prod(shape) for shape in _shapes(manifest).values()), default=0)
     count = len(manifest.forms) + len(manifest.values) + len(manifest.aliases)
     model = hub.build(told.cls, config, largest=largest, count=count)
     if GENERATION in manifest.files:
@@ -93,13 +118,9 @@ def _build_hugging_face(folder: Path, manifest: Manifest, told: HuggingFaceRecor
         settings = strictjson.loads(small_file(folder, GENERATION), file=GENERATION)
         try:
             held.generation_config = type(held.generation_config).from_dict(settings)
-        except (ValueError, TypeError, AttributeError, KeyError) as error:
+        except UNTRUSTED as error:
             raise ArtifactError(GENERATION, f"not settings for generation: {error}") from error
     return model
-
-
-def _elements(shape: Iterable[int]) -> int:
-    return int(torch.Size(shape).numel())
 
 
 def _build_graph(manifest: Manifest, told: GraphRecord, device: torch.device) -> nn.Module:
@@ -110,7 +131,7 @@ def _build_graph(manifest: Manifest, told: GraphRecord, device: torch.device) ->
         try:
             kind = _buffer_kind(manifest, first)
             ensure_(model, name, shape=shape, dtype=DTYPES[held.dtype], buffer=kind)
-        except (ValueError, TypeError, RuntimeError) as error:
+        except UNTRUSTED as error:
             raise ArtifactError(MANIFEST, f"{error}", tensor=name) from error
     graph.connect_(model, told, device)
     return model
@@ -203,7 +224,7 @@ def _install(model: nn.Module, manifest: Manifest, name: str, place: str, form: 
     layout = site.layout if site else "natural"
     try:
         install_(model, place, form, layout=layout, parameter_shape=shape)
-    except (LaconicError, ValueError, TypeError, RuntimeError, AttributeError) as error:
+    except UNTRUSTED as error:
         raise ArtifactError(MANIFEST, f"cannot be installed: {error}", tensor=place) from error
 
 
