@@ -237,7 +237,6 @@ def test_a_cpu_that_saturates_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     _int8.why_unavailable.cache_clear()
     try:
         assert "saturate" in _int8.why_unavailable("int8-intmm")
-        monkeypatch.setattr(torch.ops.onednn, "qlinear_prepack", None)
         monkeypatch.setattr(_int8, "OnednnInt8", _missing)
         assert "does not run here (no such" in _int8.why_unavailable("int8-onednn")
         net = _net(_quantized(torch.randn(16, 24)))
@@ -275,8 +274,8 @@ def test_auto_on_this_machine_follows_its_own_clock() -> None:
     install_(net, "0.weight", _quantized(torch.randn(512, 512), bits=3))
     decision = decide(net, "auto", batches=(1,))["0.weight"]
     times = decision.timings_us[1]
-    assert times["form"] > times["dense"] > 0  # unpacking at each call cannot win
-    assert decision.kernel == "dense"
+    assert decision.kernel == ("form" if times["form"] * 1.05 <= times["dense"] else "dense")
+    assert decide(net, "auto", batches=(1,))["0.weight"] == decision  # from the cache
 
 
 def test_each_batch_size_has_its_own_kernel(
@@ -583,7 +582,6 @@ def test_home_is_used_without_a_setting(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 def test_measure_takes_turns_and_the_shortest() -> None:
     order: list[str] = []
-    ticks = iter(range(10_000))
 
     def call(name: str) -> Callable[[], Tensor]:
         return lambda: order.append(name) or torch.zeros(())  # type: ignore[func-returns-value]
@@ -591,7 +589,6 @@ def test_measure_takes_turns_and_the_shortest() -> None:
     found = _timings.measure({"a": call("a"), "b": call("b")}, torch.device("cpu"))
     assert order[:6] == ["a", "b", "a", "b", "a", "b"]
     assert 0 < found["a"] < 1e5
-    assert next(ticks) == 0
 
 
 def test_bad_requests() -> None:

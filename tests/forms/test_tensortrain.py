@@ -200,23 +200,34 @@ def test_both_sweep_directions_are_taken_and_agree() -> None:
     assert sorted(costs) == [False, True]
 
 
+class _Watch(torch.utils._python_dispatch.TorchDispatchMode):
+    """Remembers the most numbers that any one tensor held."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor):
+            self.largest = max(self.largest, out.numel())
+        return out
+
+
+@pytest.mark.parametrize(("rows", "cols"), [((1, 64), (64, 1)), ((64, 1), (1, 64))])
+def test_the_cheaper_end_goes_first(rows: tuple[int, ...], cols: tuple[int, ...]) -> None:
+    # The wrong end first would hold 3 * 64 * 64 * 4 numbers.
+    form = TensorTrain.empty((64, 64), torch.float32, row_modes=rows, col_modes=cols, ranks=4)
+    with _Watch() as watch, torch.no_grad():
+        form.matmul(torch.empty(3, 64, device="meta"))
+    assert watch.largest <= 4 * 64
+
+
 def test_matmul_never_holds_the_dense_tensor() -> None:
     sketch = TensorTrain.empty(
         (4096, 4096), torch.float32, row_modes=(16, 16, 16), col_modes=(16, 16, 16), ranks=4
     )
-    largest = 0
-
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-            nonlocal largest
-            out = func(*args, **(kwargs or {}))
-            if isinstance(out, Tensor):
-                largest = max(largest, out.numel())
-            return out
-
-    with Watch(), torch.no_grad():
+    with _Watch() as watch, torch.no_grad():
         sketch.matmul(torch.empty(2, 4096, device="meta"))
-    assert 2 * 4096 <= largest <= 2 * 4096 * 4  # batch times bond, against 16.8 million
+    assert 2 * 4096 <= watch.largest <= 2 * 4096 * 4  # batch times bond, against 16.8 million
 
 
 def test_gradients_of_both_paths_are_right_and_equal() -> None:
@@ -383,6 +394,15 @@ def test_hostile_children_are_refused() -> None:
     ):
         with pytest.raises(ConfigError, match="tensor-train"):
             TensorTrain.from_parts(form.shape, form.dtype, form.settings(), {}, children)
+    for shape in ((2, 3, 2, 3), (3, 3, 2), (3, 2, 2, 3)):  # bonds, axes or digits that differ
+        with pytest.raises(ConfigError, match="do not chain"):
+            TensorTrain.from_parts(
+                form.shape, form.dtype, form.settings(), {},
+                cores | {"core1": Dense(torch.zeros(shape, dtype=form.dtype))},
+            )  # fmt: skip
+    with pytest.raises(ConfigError, match="outer bonds 1"):
+        wide = Dense(torch.zeros(2, 2, 3, 3, dtype=form.dtype))
+        TensorTrain.from_parts(form.shape, form.dtype, form.settings(), {}, cores | {"core0": wide})
     with pytest.raises(ConfigError, match="parts"):
         TensorTrain.from_parts(
             form.shape, form.dtype, form.settings(), {"x": torch.zeros(1)}, cores
