@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help lint test clean
+.PHONY: help demo lint test bench clean
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -7,11 +7,22 @@ READY := $(VENV)/.ready
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
-$(READY): pyproject.toml constraints.txt
-	python3 -m venv $(VENV)
-	$(BIN)/pip install -q -c constraints.txt torch==2.13.0 numpy
+PYTHON ?= python3
+BASE := $(VENV)/.base
+
+# torch comes first and pinned: a looser requirement may pull gigabytes of CUDA libraries.
+$(BASE): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt torch numpy
+	$(BIN)/pip install -q -c constraints.txt -e '.[demo]'
+	@touch $(BASE)
+
+$(READY): $(BASE)
 	$(BIN)/pip install -q -c constraints.txt -e '.[test,lint]'
-	touch $(READY)
+	@touch $(READY)
+
+demo: $(BASE) ## train a small vision transformer on real digits and compress it (about two minutes)
+	$(BIN)/python examples/digits.py --out build/demo
 
 lint: $(READY) ## check style
 	$(BIN)/ruff check src tests

@@ -79,3 +79,16 @@ def test_sites_are_spread() -> None:
     sites = doctor.find_sites(nn.Sequential(*(nn.Linear(4, 4) for _ in range(9))))
     assert [site.name for site in doctor._spread(sites, 48)] == ["0.weight", "3.weight", "6.weight"]
     assert len(doctor._spread(sites, 1)) == 1
+
+
+def test_only_what_stands_out_is_said_to_hurt() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(*(nn.Linear(64, 64) for _ in range(4)))
+    for layer in net:
+        nn.init.normal_(layer.weight)  # type: ignore[arg-type]
+    assert diagnose(net).hurt == ()
+    with torch.no_grad():
+        net[2].weight.copy_(torch.randn(64, 64) ** 5)  # heavy tails  # type: ignore[operator]
+    found = diagnose(net)
+    assert found.hurt[0][0] == "2.weight"
+    assert found.hurt[0][1] >= 2

@@ -75,6 +75,7 @@ def test_factory_may_bring_its_tokenizer(place: Path) -> None:
         ("spec_broken:build", r"spec_broken needs 'no_such_package_anywhere'"),
         ("spec_net:number", r"gave int; it must give a torch\.nn\.Module"),
         ("./nothing/here/at/all", r"neither a folder nor a name"),
+        ("someone/no-such-model", r"Hugging Face cache does not hold it.*hf download someone"),
         (".", r"a folder without config\.json"),
     ],
 )

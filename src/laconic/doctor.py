@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from laconic.weights.sites import blocks_of, find_sites, unsupported
 _GROUPS = (16, 128)  # group sizes that quantizers choose from by themselves
 _MOST_WEIGHTS = 20_000_000
 _WORST = 5
-_HURTS = 0.3  # relative error of a weight above which its layer seldom works untrained
+_HURTS = 1.15  # times the median error of all weights: such a weight stands out
 
 # Family, what it is called in the table, method, settings.
 _PROBES: tuple[tuple[str, str, str, dict[str, object]], ...] = (
@@ -50,6 +51,7 @@ class Expectation:
             below their fixed width, and what is left alone as it is.
         ratio: Original bytes / predicted bytes.
         error: ``|W - W'| / |W|`` over all weights that were judged.
+        typical: Median of the relative errors of single weights.
         worst: Weights with the largest relative error, and it.
         judged: Weights (sites) that were fitted; the others are taken to shrink alike.
         of: Sites that the method works on.
@@ -62,6 +64,7 @@ class Expectation:
     predicted_bytes: int
     ratio: float
     error: float
+    typical: float
     worst: tuple[tuple[str, float], ...]
     judged: int
     of: int
@@ -81,7 +84,7 @@ class Diagnosis:
         tied: Names that share a weight, by the name that keeps it.
         odd_widths: Row length of weights that no group from 16 to 128 divides.
         unsupported: Weights that no method works on, with the reason.
-        hurt: Weights among the worst in two settings or more, and in how many.
+        hurt: Weights that stand out in two settings or more, and in how many.
     """
 
     original_bytes: int
@@ -172,6 +175,7 @@ def _expect(
         predicted_bytes=predicted,
         ratio=total / predicted if predicted else math.inf,
         error=math.sqrt(lost / squares) if squares else 0.0,
+        typical=median(error for _, error in worst) if worst else 0.0,
         worst=tuple(worst[:_WORST]),
         judged=len(rows),
         of=len(selected),
@@ -245,11 +249,11 @@ def _spread(sites: Sequence[Site], most: int) -> list[Site]:
 
 
 def _hurt(expectations: Sequence[Expectation]) -> tuple[tuple[str, int], ...]:
-    """Return the weights that are among the worst in several settings, most often first."""
+    """Return the weights that stand out in several settings, most often first."""
     counts: dict[str, int] = {}
     for row in expectations:
         for name, error in row.worst:
-            if error > 1.25 * row.error or error > _HURTS:
+            if error > _HURTS * row.typical:
                 counts[name] = counts.get(name, 0) + 1
     often = [(name, count) for name, count in counts.items() if count >= 2]
     return tuple(sorted(often, key=lambda item: -item[1])[:_WORST])

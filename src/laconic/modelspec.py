@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -31,9 +30,10 @@ def load_model(spec: str, weights: str | Path | None = None) -> tuple[nn.Module,
     """Load a model by what was typed.
 
     Args:
-        spec: A folder that laconic wrote, a Hugging Face folder or id, or
-            ``package.module:factory`` (found from the current folder too). A factory returns a
-            module, or a module and its tokenizer; it is called without arguments.
+        spec: A folder that laconic wrote, a Hugging Face folder, the id of a Hugging Face model
+            in the local cache (nothing is downloaded), or ``package.module:factory`` (found from
+            the current folder too). A factory returns a module, or a module and its tokenizer;
+            it is called without arguments.
         weights: For a factory, a ``.safetensors`` file or a ``.pt`` file of tensors alone.
 
     Returns:
@@ -173,13 +173,24 @@ def _some(names: list[str]) -> str:
 
 def _from_hub(spec: str) -> tuple[nn.Module, Any | None]:
     transformers = require("transformers", "hf", purpose=f"the Hugging Face model {spec!r}")
+    shown = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
     try:
-        config = transformers.AutoConfig.from_pretrained(spec)
+        config = transformers.AutoConfig.from_pretrained(spec, local_files_only=True)
         cls = _hub_class(transformers, spec, config)
-        model: nn.Module = cls.from_pretrained(spec, dtype="auto")
-    except (OSError, ValueError, json.JSONDecodeError) as error:
+        model: nn.Module = cls.from_pretrained(spec, dtype="auto", local_files_only=True)
+    except (OSError, ValueError) as error:
+        if not Path(spec).is_dir():
+            raise ConfigError(
+                f"MODEL {spec!r} is no folder, and the Hugging Face cache does not hold it. "
+                f"Fetch it once with 'hf download {spec}' (laconic uses no network), or give "
+                "a folder."
+            ) from error
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(f"MODEL {spec!r} cannot be loaded: {reason} Give {_FORMS}.") from error
+    finally:
+        if shown:
+            transformers.utils.logging.enable_progress_bar()
     return model.eval(), _tokenizer(Path(spec), spec)
 
 
@@ -200,7 +211,14 @@ def _tokenizer(folder: Path, spec: str | None = None) -> Any | None:
     if folder.is_dir() and not any((folder / name).is_file() for name in names):
         return None
     transformers = require("transformers", "hf", purpose="the model's tokenizer")
-    return transformers.AutoTokenizer.from_pretrained(spec or str(folder))
+    names_or_folder = spec or str(folder)
+    try:
+        return transformers.AutoTokenizer.from_pretrained(names_or_folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        if folder.is_dir():
+            reason = f"its tokenizer cannot be read: {error}"
+            raise ArtifactError(names_or_folder, reason) from error
+        return None  # a hub id that was fetched without a tokenizer has none
 
 
 def load_task(

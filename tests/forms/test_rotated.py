@@ -87,6 +87,7 @@ def test_signs_are_the_same_on_every_machine() -> None:
 def test_paths_agree_and_rotate_weight_is_the_inverse(side: Any, rows: int, cols: int) -> None:
     weight = torch.randn(rows, cols, dtype=torch.float64)
     inner = rotate_weight(weight, side=side, seed=9)
+    assert inner.is_contiguous()
     form = Rotated(
         Dense(inner),
         shape=(rows, cols), dtype=torch.float64, side=side,

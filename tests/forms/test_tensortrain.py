@@ -125,6 +125,7 @@ def test_ratio_takes_the_largest_bond_below_it() -> None:
 def test_cores_leave_with_equal_norms() -> None:
     weight = 1e4 * torch.randn(64, 64, generator=torch.Generator().manual_seed(7))
     form = TensorTrain.from_dense(weight, row_modes=(4, 4, 4), col_modes=(4, 4, 4), ranks=6)
+    assert all(core.dense().is_contiguous() for core in form.cores)  # as they come from a file
     norms = [float(core.dense().detach().norm()) for core in form.cores]
     assert max(norms) / min(norms) < 1.0001
 
@@ -400,8 +401,8 @@ def test_hostile_children_are_refused() -> None:
                 form.shape, form.dtype, form.settings(), {},
                 cores | {"core1": Dense(torch.zeros(shape, dtype=form.dtype))},
             )  # fmt: skip
+    wide = Dense(torch.zeros(2, 2, 3, 3, dtype=form.dtype))
     with pytest.raises(ConfigError, match="outer bonds 1"):
-        wide = Dense(torch.zeros(2, 2, 3, 3, dtype=form.dtype))
         TensorTrain.from_parts(form.shape, form.dtype, form.settings(), {}, cores | {"core0": wide})
     with pytest.raises(ConfigError, match="parts"):
         TensorTrain.from_parts(

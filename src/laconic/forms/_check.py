@@ -70,11 +70,15 @@ def check_tensor(
         ConfigError: The message has what came and what is allowed.
     """
     if tuple(tensor.shape) != tuple(shape) or tensor.dtype not in dtypes:
-        allowed = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
+        allowed = " or ".join(map(_word, dtypes))
         raise ConfigError(
             f"{kind}: {name} must have shape {tuple(shape)} and type {allowed}, got "
-            f"{tuple(tensor.shape)} {tensor.dtype}."
+            f"{tuple(tensor.shape)} {_word(tensor.dtype)}."
         )
+
+
+def _word(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def check_symbols(kind: str, name: str, tensor: Tensor, alphabet: int) -> None:

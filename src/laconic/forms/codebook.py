@@ -185,9 +185,14 @@ class Codebook(Form):
     ) -> Codebook:
         """Build from ``codes``, ``table`` and, where there is one, ``scale``."""
         check_names(cls.kind, "children", children, [])
+        check_shape(cls.kind, shape)
         grouped = settings.get("group_size") is not None
         names = ["codes", "table", "scale"] if grouped else ["codes", "table"]
         check_names(cls.kind, "parts", parts, names)
+        entries, vector = _table_size(parts["table"], prod(shape[1:]))
+        stored = torch.uint8 if entries <= 256 else torch.int32
+        size = (*shape[:1], prod(shape[1:]) // vector)
+        check_tensor(cls.kind, "codes", parts["codes"], size, (stored,))
         return cls(
             parts["codes"],
             parts["table"],

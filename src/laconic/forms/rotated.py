@@ -165,7 +165,7 @@ def _work(tensor: Tensor) -> Tensor:
 def rotate_weight(weight: Tensor, *, side: Side, seed: int) -> Tensor:
     """Return the matrix (rows, cols) that the inner form of a ``Rotated`` must stand for.
 
-    It is computed, and returned, in float32 or wider.
+    It is computed, and returned, in float32 or wider, contiguous.
 
     Args:
         weight: The weight, any shape; as a matrix its rows are ``weight.shape[0]``.
@@ -185,7 +185,7 @@ def rotate_weight(weight: Tensor, *, side: Side, seed: int) -> Tensor:
         matrix = rotate(matrix, signs_for(seed, "in", require_order(cols, "columns")))
     if side in ("out", "both"):
         matrix = rotate(matrix.T, signs_for(seed, "out", require_order(rows, "rows"))).T
-    return matrix
+    return matrix.contiguous()
 
 
 def rotate(x: Tensor, signs: NDArray[np.float32]) -> Tensor:

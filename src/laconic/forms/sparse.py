@@ -57,6 +57,8 @@ class Sparse(Form):
     ) -> None:
         super().__init__(shape, dtype)
         check_shape(self.kind, self.shape)
+        if not self.rows * self.cols:
+            raise ConfigError(f"sparse: shape {self.shape} has no weights; keep it dense.")
         self.pattern = _checked_pattern(pattern)
         packed, index = None, None
         if self.lines:

@@ -173,7 +173,9 @@ class TensorTrain(Form):
         caps = _caps(rows, cols, ranks, ratio, weight.numel())
         padded = F.pad(matrix.double(), (0, pad[0], 0, pad[1]))
         cores = tt.decompose(padded, rows, cols, ranks=caps, tolerance=tolerance)
-        held = [Dense(core.to(core_dtype or weight.dtype)) for core in tt.balance(cores)]
+        held = [
+            Dense(core.to(core_dtype or weight.dtype).contiguous()) for core in tt.balance(cores)
+        ]
         shape = tuple(weight.shape)
         return cls(*held, shape=shape, dtype=weight.dtype, row_modes=rows, col_modes=cols)
 

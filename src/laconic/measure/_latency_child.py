@@ -90,9 +90,9 @@ def _onnx(path: Path, threads: int) -> Call:
     names = [entry.name for entry in session.get_inputs()]
 
     def call(batch: dict[str, Tensor]) -> object:
-        values = dict(zip(names, batch.values(), strict=True))
-        named = {name: batch.get(name, value).numpy() for name, value in values.items()}
-        return session.run(None, named)
+        # Inputs go by name; a single one that the exporter renamed goes by position.
+        named = batch if set(names) == set(batch) else dict(zip(names, batch.values(), strict=True))
+        return session.run(None, {name: tensor.numpy() for name, tensor in named.items()})
 
     return call
 

@@ -136,8 +136,8 @@ def export_onnx(model: nn.Module, example: Tensor | Mapping[str, Tensor], path: 
         MissingExtraError: The packages onnx and onnxscript are not installed.
         BackendError: The exporter does not know an operation of the model.
     """
-    for module in ("onnx", "onnxscript"):
-        require(module, "onnx", purpose="ONNX export")
+    for package in ("onnx", "onnxscript"):
+        require(package, "onnx", purpose="ONNX export")
     inputs = _named(example)
     # Two examples: an axis of length 1 would be taken for fixed.
     held = {name: _fill(tensor, 2) for name, tensor in inputs.items()}
@@ -192,7 +192,7 @@ def _turns(
     times: dict[str, list[float]] = {name: [] for name in children}
     for turn in range(repeats):
         # The order is reversed every other turn: nobody always runs after the same neighbour.
-        order = list(children) if turn % 2 == 0 else list(reversed(children))
+        order = list(children)[:: 1 if turn % 2 == 0 else -1]
         for name in order:
             time.sleep(_REST_S)
             times[name].extend(children[name].time(size, calls[name]))

@@ -112,7 +112,7 @@ def _look_classification(outputs: Tensor, batch: Batch, task: Task) -> Rows:
 def _sum_classification(rows: Rows, task: Task) -> dict[str, Any]:
     hits, labels = rows["hit"], rows["y"]
     per_class: dict[str, Metric] = {}
-    for label in labels.unique().tolist():
+    for label in sorted(set(labels.tolist())):
         mine = hits[labels == label]
         name = task.classes[label] if label < len(task.classes) else str(label)
         per_class[name] = share(int(mine.sum()), len(mine))
