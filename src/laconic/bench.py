@@ -84,8 +84,9 @@ def dense_model(folder: Path) -> nn.Module:
     """Load an artefact as a plain dense model in float32."""
     model = artifact.load(folder, kernels="exact")
     densify_(model)
-    if hasattr(getattr(model, "config", None), "use_cache"):
-        model.config.use_cache = False  # one forward pass is timed; ONNX knows no cache objects
+    config = getattr(model, "config", None)
+    if hasattr(config, "use_cache"):
+        config.use_cache = False  # one forward pass is timed; ONNX knows no cache objects
     return model.float().eval()
 
 

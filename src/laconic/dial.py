@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,8 +52,7 @@ def meet_budget(run: Run, budget_bytes: int) -> None:
     share = budget_bytes
     for attempt in range(_ATTEMPTS):
         tag = f"-try{attempt}" if attempt else ""
-        limit = share
-        checkpointed(run, index, tag, lambda _run, _i, name, n=limit: survey.settle(n, name))
+        checkpointed(run, index, tag, survey.settling(share))
         run_steps(run, first=index + 1, tag=tag)
         final = int(run.steps[-1]["bytes_after"])
         last = index == len(run.recipe.steps) - 1
@@ -103,6 +103,10 @@ class _Survey:
         for site in self.sites:
             self._install(site, self.before[site.name])
 
+    def settling(self, limit: int) -> Callable[[Run, int, str], dict[str, Any]]:
+        """Return the work of the dial's step under a limit, as ``checkpointed`` takes it."""
+        return lambda _run, _index, name: self.settle(limit, name)
+
     def settle(self, limit: int, name: str) -> dict[str, Any]:
         """Choose and install levels so that the artefact measures at most ``limit`` bytes."""
         if not self.fitted:
@@ -142,7 +146,7 @@ class _Survey:
         costs = [[f.cost if f else 0 for f in row] for row in rows]
         errors = [[f.error if f else np.inf for f in row] for row in rows]
         names = [f"{number}" for number in range(len(self.levels))]
-        largest = [max(range(len(r)), key=lambda i, r=r: r[i].cost if r[i] else -1) for r in rows]
+        largest = [_largest(row) for row in rows]
         whole = LevelTable([s.name for s in self.sites], names, costs, errors)
         reference = whole.assignment(largest)
         fixed = max(0, self._measure(reference, "survey") - reference.cost)
@@ -162,6 +166,11 @@ class _Survey:
     def _install(self, site: Site, form: Form) -> None:
         site.form = form
         install_(self.run.model, site.name, form, layout=site.layout)
+
+
+def _largest(row: list[_Fitted | None]) -> int:
+    costs = [fitted.cost if fitted else -1 for fitted in row]
+    return costs.index(max(costs))
 
 
 def output_error(site: Site, form: Form) -> float:

@@ -55,7 +55,7 @@ class TensorSplit:
             if generator is None
             else torch.randperm(len(self), generator=generator)
         )
-        for chunk in order.split(size):
+        for chunk in torch.split(order, size):
             yield {name: t[chunk] for name, t in self.tensors.items()}
 
     def take(self, count: int) -> TensorSplit:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import prod
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -91,9 +92,7 @@ def build(class_name: str, config: Any, *, largest: int, count: int) -> nn.Modul
     mapping = require(
         "transformers.models.auto.configuration_auto", "hf", purpose="loading a model"
     ).CONFIG_MAPPING
-    cls: Any = getattr(library, class_name, None)
-    if not isinstance(cls, type) or not issubclass(cls, library.PreTrainedModel):
-        raise ArtifactError(CONFIG, f"transformers has no model class {class_name!r}")
+    cls = _model_class(library, class_name)
     if not isinstance(config, dict) or config.get("architectures") != [class_name]:
         raise ArtifactError(CONFIG, f"architectures must be [{class_name!r}]")
     model_type, dtype = config.get("model_type"), config.get("dtype")
@@ -107,13 +106,20 @@ def build(class_name: str, config: Any, *, largest: int, count: int) -> nn.Modul
         if not isinstance(settings, cls.config_class):
             raise ArtifactError(CONFIG, f"{class_name} is not a model of type {model_type!r}")
         with _skeleton(held, largest=largest, count=count):
-            model = cls(settings)
+            model: nn.Module = cls(settings)
     except ArtifactError:
         raise
     except Exception as error:  # the configuration is not trusted, and any code may meet it
         reason = f"no {class_name} comes from it: {type(error).__name__}: {error}"
         raise ArtifactError(CONFIG, reason[:2000]) from error
-    return model.eval()  # type: ignore[no-any-return]
+    return model.eval()
+
+
+def _model_class(library: ModuleType, name: str) -> Any:
+    found = getattr(library, name, None)
+    if not isinstance(found, type) or not issubclass(found, library.PreTrainedModel):
+        raise ArtifactError(CONFIG, f"transformers has no model class {name!r}")
+    return found
 
 
 class _Bounded(TorchFunctionMode):
