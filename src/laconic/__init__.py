@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from laconic.artifact import export_dense as export_dense
-    from laconic.artifact.inspect import inspect as inspect
     from laconic.artifact import load as load
     from laconic.artifact import save as save
+    from laconic.artifact.inspect import inspect as inspect
     from laconic.artifact.verify import verify as verify
     from laconic.pipeline import compress as compress
     from laconic.plan import make_plan as make_plan

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -84,7 +85,7 @@ def dense_model(folder: Path) -> nn.Module:
     """Load an artefact as a plain dense model in float32."""
     model = artifact.load(folder, kernels="exact")
     densify_(model)
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if hasattr(config, "use_cache"):
         config.use_cache = False  # one forward pass is timed; ONNX knows no cache objects
     return model.float().eval()

@@ -11,7 +11,7 @@ import torch
 
 from laconic import artifact
 from laconic.budget import Assignment, LevelTable, meet
-from laconic.errors import BudgetError, LayerError
+from laconic.errors import BudgetError, ConfigError, LayerError
 from laconic.forms.base import Form
 from laconic.forms.layers import install_
 from laconic.plan import require_selection
@@ -92,7 +92,9 @@ class _Survey:
     def __init__(self, run: Run, index: int) -> None:
         self.run, self.index = run, index
         step = run.recipe.steps[index]
-        self.step: LayerStep = step  # type: ignore[assignment]
+        if not isinstance(step, LayerStep):
+            raise ConfigError(f"step {index + 1} ({step.method_name}) has no levels to choose.")
+        self.step = step
         self.sites = require_selection(step, run.sites, index + 1)
         self.before = {site.name: site.form for site in self.sites}
         self.levels = self.step.levels()

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, fields, is_dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import yaml
@@ -156,6 +156,7 @@ class _Reader:
         return RecipeError(f"{self.source}, line {node.start_mark.line + 1}: {message}")
 
     def read(self, text: str) -> Recipe:
+        """Read a whole recipe; every mistake is told with its line."""
         try:
             root = yaml.compose(text, Loader=yaml.SafeLoader)
         except yaml.YAMLError as error:
@@ -203,6 +204,7 @@ class _Reader:
             raise self.error(node, f"cannot be read: {error}") from error
 
     def step(self, node: yaml.Node) -> Step:
+        """Read one step: a bare name, a name with settings, or a name with its shorthand."""
         if isinstance(node, yaml.ScalarNode):
             return self.build(node, str(node.value), {})
         if not isinstance(node, yaml.MappingNode) or len(node.value) != 1:
@@ -249,7 +251,7 @@ class _Reader:
     def where(self, node: yaml.Node) -> Where:
         found = self.mapping(node, _WHERE, "where")
         lists = {key: self.names(value, f"where.{key}") for key, value in found.items()}
-        return Where(**lists)  # type: ignore[arg-type]
+        return Where(**cast("dict[str, Any]", lists))  # the step itself refuses unknown types
 
     def names(self, node: yaml.Node, what: str) -> tuple[str, ...]:
         value = self.value(node)

@@ -146,7 +146,7 @@ class PartsReader:
             raise ArtifactError(WEIGHTS, f"{error}", tensor=key) from error
         if len(symbols) != record.count or symbols.nbytes != record.decoded_bytes:
             raise ArtifactError(WEIGHTS, "decoded to another size", tensor=key)
-        _check_crc(key, symbols, record.crc32)
+        _check_crc(key, symbols.data, record.crc32)
         return symbols
 
     def _part(self, key: str, record: PartRecord) -> Tensor:
@@ -194,8 +194,8 @@ def _decode_values(
     return raw
 
 
-def _check_crc(key: str, raw: object, expected: int) -> None:
-    if zlib.crc32(raw) != expected:  # type: ignore[arg-type]
+def _check_crc(key: str, raw: bytes | memoryview, expected: int) -> None:
+    if zlib.crc32(raw) != expected:
         raise ArtifactError(WEIGHTS, "damaged: its checksum does not match", tensor=key)
 
 

@@ -134,7 +134,7 @@ def _describe(node: fx.Node, numbers: Mapping[fx.Node, int]) -> list[Any]:
         return ["get", target]
     row: list[Any] = [{"call_module": "mod", "call_method": "do"}.get(node.op, "fn"), target]
     if node.op == "call_function":
-        name = function_names().get(node.target)  # type: ignore[arg-type]
+        name = function_names().get(node.target) if callable(node.target) else None
         readable = getattr(node.target, "__name__", target)
         if name is None:
             raise UnsupportedModelError(f"function {readable!r} is not among those that load")

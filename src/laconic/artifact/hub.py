@@ -158,6 +158,7 @@ def _skeleton(dtype: torch.dtype, *, largest: int, count: int) -> Iterator[None]
             self._parameters[name] = away
 
     default = torch.get_default_dtype()
+    # Torch has no hook for one block alone: the method itself is exchanged and given back.
     nn.Module.register_parameter = register  # type: ignore[method-assign]
     torch.set_default_dtype(dtype)
     try:

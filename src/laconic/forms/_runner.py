@@ -101,11 +101,12 @@ def _own(layer: Layer, form: Form) -> Run:
 
 def _convolve(layer: FormConv1d | FormConv2d, x: Tensor) -> Tensor:
     """Run a convolution as if no kernel were set."""
-    forward = FormConv1d.forward if isinstance(layer, FormConv1d) else FormConv2d.forward
     held = kernel_of(layer)
     set_kernel_(layer, None)
     try:
-        return forward(layer, x)  # type: ignore[arg-type]
+        if isinstance(layer, FormConv1d):
+            return FormConv1d.forward(layer, x)
+        return FormConv2d.forward(layer, x)
     finally:
         if held is not None:
             set_kernel_(layer, held)

@@ -135,7 +135,7 @@ class Form(nn.Module, ABC):
         return self.matmul(x)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch gives it no types
         self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype  # follows .to(dtype), .half(), ...
         return self
 

@@ -63,7 +63,7 @@ class FormOwner(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         set_kernel_(self, None)
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch gives it no types
         return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
@@ -252,7 +252,7 @@ def parameter_property(name: str) -> Any:
         if not isinstance(tensor, nn.Parameter):
             tensor = tensor.view_as(tensor)  # the marks must not reach a cached tensor
             tensor._is_param = True
-            tensor._form_id = id(form_at(self, name))  # type: ignore[attr-defined]
+            tensor._form_id = id(form_at(self, name))  # type: ignore[attr-defined]  # our mark
         return tensor
 
     return property(read, doc=f"Dense tensor of {name}, built from its form at each access.")

@@ -291,9 +291,9 @@ def signs_for(seed: int, label: str, size: int) -> NDArray[np.float32]:
 
 def _seed_of(rotation: object) -> int:
     """Return the seed of a rotation setting, or refuse what is not one."""
-    seed = rotation.get("seed") if isinstance(rotation, Mapping) else None
-    right = isinstance(rotation, Mapping) and set(rotation) == {"kind", "seed"}
-    if not right or rotation["kind"] != "hadamard":  # type: ignore[index]
+    told: Mapping[Any, Any] = rotation if isinstance(rotation, Mapping) else {}
+    seed = told.get("seed")
+    if set(told) != {"kind", "seed"} or told["kind"] != "hadamard":
         raise ConfigError(
             f"rotated: rotation={str(rotation)[:80]} must be {{'kind': 'hadamard', 'seed': a whole "
             f"number}}; other kinds are not known here."

@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: atomic, without pickle, exact to the bit."""
+"""Checkpoints of a training run: atomic, tensors and plain values alone, exact to the bit."""
 
 from __future__ import annotations
 

@@ -184,6 +184,7 @@ class _Recorder:
 
     def _before(self, index: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            """Keep the call, without the tensors that come out of the block before."""
             self.linear &= index == len(self.calls)
             places: dict[int | str, Any] = dict(enumerate(args))
             places.update(kwargs)
