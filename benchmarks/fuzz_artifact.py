@@ -35,6 +35,7 @@ from torch import nn
 from laconic import artifact
 from laconic.errors import ArtifactError, LaconicError
 from laconic.forms import install_
+from laconic.measure import environment
 
 BATCH = 50
 CEILING_BYTES = 128 * 2**20
@@ -140,6 +141,14 @@ def forked(
     return records
 
 
+def goal(name: str, ours: float, limit: float, met: bool) -> dict[str, object]:
+    """Return a bar as a row of ``ratios``: what was measured beside the limit."""
+    ratio = ours / limit if limit else float(ours)
+    return {
+        "name": name, "ours": ours, "peer": limit, "ratio": ratio, "goal": "<= limit", "met": met
+    }  # fmt: skip
+
+
 def main() -> int:
     """Run the cases, print a summary and write it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -161,16 +170,24 @@ def main() -> int:
         seconds = time.perf_counter() - begun
     failures = [record for record in records if record[3].startswith("FAILED")]
     verdicts = Counter((base, name, verdict) for _, base, name, verdict, *_ in records)
+    slowest = round(max(record[4] for record in records), 3)
+    most = max(record[5] for record in records)
     summary = {
+        "benchmark": "fuzz_artifact",
+        "rows": [
+            {"base": key[0], "mutation": key[1], "verdict": key[2], "cases": count}
+            for key, count in sorted(verdicts.items())
+        ],
+        "ratios": [
+            goal("crashes, hangs and wrong tensors accepted", len(failures), 0, len(failures) == 0),
+            goal("slowest case, seconds", slowest, LIMIT_SECONDS, slowest <= LIMIT_SECONDS),
+            goal("memory of a case, bytes", most, CEILING_BYTES, most <= CEILING_BYTES),
+        ],
         "cases": len(records),
         "failures": [{"seed": seed, "verdict": verdict} for seed, _, _, verdict, *_ in failures],
-        "verdicts": {" / ".join(key): count for key, count in sorted(verdicts.items())},
-        "slowest_case_s": round(max(record[4] for record in records), 3),
-        "most_memory_bytes": max(record[5] for record in records),
-        "limits": {"seconds": LIMIT_SECONDS, "memory_bytes": CEILING_BYTES},
         "seed": options.seed,
         "seconds": round(seconds, 1),
-        "versions": {"torch": torch.__version__, "python": sys.version.split()[0]},
+        "environment": environment(),
     }
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     RESULTS.write_text(json.dumps(summary, indent=2) + "\n")
