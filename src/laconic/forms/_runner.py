@@ -12,11 +12,11 @@ from torch import Tensor
 from laconic.errors import ConfigError
 from laconic.forms._int8 import int8_run
 from laconic.forms.base import Form
-from laconic.forms.layers import FormConv1d, FormConv2d, FormLinear, TransposedLinear
+from laconic.forms.convolutions import Conv, FormConv1d, FormConv2d
+from laconic.forms.layers import FormLinear, TransposedLinear
 from laconic.forms.owner import Run, kernel_of, set_kernel_
 
-Conv = FormConv1d | FormConv2d
-Layer = FormLinear | TransposedLinear | FormConv1d | FormConv2d
+Layer = FormLinear | TransposedLinear | Conv
 
 
 class Cached:
@@ -99,7 +99,7 @@ def _own(layer: Layer, form: Form) -> Run:
     return run
 
 
-def _convolve(layer: FormConv1d | FormConv2d, x: Tensor) -> Tensor:
+def _convolve(layer: Conv, x: Tensor) -> Tensor:
     """Run a convolution as if no kernel were set."""
     held = kernel_of(layer)
     set_kernel_(layer, None)

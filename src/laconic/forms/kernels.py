@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from laconic.errors import ConfigError, LaconicWarning, nearest
 from laconic.forms._int8 import INT8_KERNELS, int8_run, why_unavailable
-from laconic.forms._runner import Cached, Conv, Layer, Runner, run_of
+from laconic.forms._runner import Cached, Layer, Runner, run_of
 from laconic.forms._timings import Timings, cache_path, measure
 from laconic.forms.base import Form
+from laconic.forms.convolutions import Conv
 from laconic.forms.dense import Dense
 from laconic.forms.layers import (
     FormEmbedding,

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from laconic.errors import LayerError, nearest
 from laconic.forms.base import Form
+from laconic.forms.convolutions import FormConv1d, FormConv2d
 from laconic.forms.dense import Dense
 from laconic.forms.layout import Layout, form_shape, from_form, to_form
-from laconic.forms.lowrank import LowRank
 from laconic.forms.owner import (
     PLAIN,
     FormOwner,
@@ -37,8 +37,6 @@ from laconic.forms.owner import (
     release_,
     set_kernel_,
 )
-from laconic.forms.sparse import Sparse
-from laconic.forms.sum import Sum
 
 __all__ = [
     "FormConv1d",
@@ -111,26 +109,6 @@ class TransposedLinear(FormOwner):
         return _linear(self, x, cast(Tensor, self.bias), "transposed")
 
 
-class FormConv1d(FormOwner, nn.Conv1d):
-    """``nn.Conv1d`` whose weight is a form."""
-
-    weight = parameter_property("weight")
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Convolve with the form's dense tensor, or in two steps where it is low rank."""
-        return _convolve(self, input)
-
-
-class FormConv2d(FormOwner, nn.Conv2d):
-    """``nn.Conv2d`` whose weight is a form."""
-
-    weight = parameter_property("weight")
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Convolve with the form's dense tensor, or in two steps where it is low rank."""
-        return _convolve(self, input)
-
-
 class FormEmbedding(FormOwner, nn.Embedding):
     """``nn.Embedding`` whose table is a form; only the rows asked for are built."""
 
@@ -151,66 +129,6 @@ class FormEmbedding(FormOwner, nn.Embedding):
             padded = (input == self.padding_idx).unsqueeze(-1)
             rows = torch.where(padded, rows.detach(), rows)
         return rows
-
-
-_Conv = FormConv1d | FormConv2d
-
-
-def _convolve(layer: _Conv, x: Tensor) -> Tensor:
-    run = kernel_of(layer)
-    if run is not None:
-        return run(x)
-    form = form_at(layer, "weight")
-    if layer.groups > 1 or cached_dense(layer) is not None or not _smaller_conv(form):
-        return _run_conv(layer, x, dense_at(layer, "weight"), layer.bias)
-    out = _convolve_form(layer, form, x)
-    return out if layer.bias is None else out + _channels(layer.bias, layer)
-
-
-def _smaller_conv(form: Form) -> bool:
-    """Return whether a form convolves in fewer multiplications than its dense tensor."""
-    if isinstance(form, Sum):
-        return any(_smaller_conv(term) for term in form.terms)
-    if isinstance(form, LowRank):
-        held = sum(factor.rows * factor.cols for factor in form.factors)
-        return held < form.rows * form.cols
-    return isinstance(form, Sparse) and form.pattern == "row"
-
-
-def _convolve_form(layer: _Conv, form: Form, x: Tensor) -> Tensor:
-    """Convolve with a form without bias; groups are 1."""
-    if isinstance(form, Sum):
-        first, *rest = (_convolve_form(layer, term, x) for term in form.terms)
-        return sum(rest, start=first)
-    if isinstance(form, LowRank) and _smaller_conv(form):
-        *ones, kernel = form.factors
-        out = _convolve_dense(layer, kernel, form.shape[1:], x)
-        for factor in reversed(ones):
-            weight = _channels(factor.dense().reshape(factor.rows, factor.cols), layer)
-            conv = F.conv1d if isinstance(layer, nn.Conv1d) else F.conv2d
-            out = conv(out, weight.to(x.dtype))
-        return out
-    if isinstance(form, Sparse) and form.pattern == "row":
-        kept = _convolve_dense(layer, form.values, form.shape[1:], x)
-        axis = kept.dim() - len(layer.kernel_size) - 1
-        sizes = [*kept.shape]
-        sizes[axis] = form.rows
-        return kept.new_zeros(sizes).index_copy(axis, form.kept_index(), kept)
-    return _convolve_dense(layer, form, form.shape[1:], x)
-
-
-def _convolve_dense(layer: _Conv, form: Form, each: tuple[int, ...], x: Tensor) -> Tensor:
-    return _run_conv(layer, x, form.dense().reshape(form.rows, *each), None)
-
-
-def _run_conv(layer: _Conv, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Convolve as the layer does: its stride, dilation, groups and padding of any mode."""
-    return cast(Tensor, layer._conv_forward(x, weight.to(x.dtype), bias))
-
-
-def _channels(tensor: Tensor, layer: _Conv) -> Tensor:
-    """Append the spatial axes of a layer to a bias (out,) or a matrix (out, in)."""
-    return tensor[(..., *(None,) * len(layer.kernel_size))]
 
 
 _LAYERS: dict[type[nn.Module], type[FormOwner]] = {
