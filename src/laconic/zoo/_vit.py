@@ -98,7 +98,8 @@ class VisionTransformer(nn.Module):
         """Return the logits of a batch of images."""
         tokens = self.patch(self.act(self.stem(x))).flatten(2).transpose(1, 2)
         hidden = self.blocks(tokens + self.position)
-        return self.head(self.norm(hidden).mean(1))
+        out: Tensor = self.head(self.norm(hidden).mean(1))
+        return out
 
 
 def digits_vit(
