@@ -93,6 +93,8 @@ def unpack_rows(packed: Tensor, bits: int, size: tuple[int, int], rows: Tensor) 
         IndexError: A row that is not there.
     """
     count, cols = size
+    if not cols and bool(((rows < 0) | (rows >= count)).any()):
+        raise IndexError(f"rows {rows.tolist()[:8]} are not all among the {count} there are")
     if cols * bits % 8:
         return unpack(packed, bits, count * cols).view(count, cols).index_select(0, rows)
     picked = packed.view(count, cols * bits // 8).index_select(0, rows)
