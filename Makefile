@@ -24,8 +24,11 @@ $(READY): $(BASE)
 demo: $(BASE) ## train a small vision transformer on real digits and compress it (about two minutes)
 	$(BIN)/python examples/digits.py --out build/demo
 
-lint: $(READY) ## check style
-	$(BIN)/ruff check src tests
+lint: $(READY) ## check style, types and the floors of the house
+	$(BIN)/ruff check src tests benchmarks examples
+	$(BIN)/ruff format --check src tests benchmarks examples
+	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 test: $(READY) ## run the whole suite
 	$(BIN)/python -m pytest -q
