@@ -16,6 +16,7 @@ from laconic.settings import setting
 from laconic.weights.base import LayerStep
 from laconic.weights.checks import has_dense, replace_dense
 from laconic.weights.quantize._uniform import (
+    AUTO_MOST,
     Grid,
     Range,
     ScaleType,
@@ -31,7 +32,8 @@ class UniformStep(LayerStep, ABC):
     Args:
         bits: Stored bits per weight, 2..8, without scales.
         group_size: Weights that share one scale, along the input axis; must divide it.
-            ``"auto"`` is the largest divisor up to 128, ``"channel"`` one scale a row.
+            ``"auto"`` is the largest divisor up to ``group_limit``, ``"channel"`` one scale a row.
+        group_limit: Largest group that ``"auto"`` may choose, 16..1024.
         symmetric: One scale a group and levels around zero; else a zero point beside it.
         range: ``"absmax"`` covers every weight; ``"mse"`` shrinks the range in 80 steps to
             the least error.
@@ -43,6 +45,9 @@ class UniformStep(LayerStep, ABC):
     bits: int = setting(4, help="Stored bits per weight, without scales.", low=2, high=8)
     group_size: int | Literal["auto", "channel"] = setting(
         "auto", help="Weights that share one scale; must divide the layer's input.", low=1
+    )
+    group_limit: int = setting(
+        AUTO_MOST, help="Largest group that group_size 'auto' may choose.", low=16, high=1024
     )
     symmetric: bool = setting(True, help="Levels around zero, without a zero point.")
     range: Range = setting("absmax", help="How the range of a group is chosen.")
@@ -62,12 +67,16 @@ class UniformStep(LayerStep, ABC):
                 dense.shape,
                 dense.dtype,
                 bits=self.bits,
-                group_size=resolve_group_size(self.group_size, dense.cols, site=name),
+                group_size=self.resolve_group(dense.cols, site=name),
                 scale_dtype=getattr(torch, self.scale_dtype),
                 symmetric=self.symmetric,
             )
 
         return replace_dense(form, change)
+
+    def resolve_group(self, cols: int, *, site: str) -> int:
+        """Return the group size for rows of ``cols`` weights."""
+        return resolve_group_size(self.group_size, cols, site=site, most=self.group_limit)
 
     def check_form(self, form: Form) -> None:
         """Refuse a form that has nothing left to quantize."""
@@ -76,7 +85,7 @@ class UniformStep(LayerStep, ABC):
 
     def grid(self, matrix: Tensor, *, site: str) -> tuple[Grid, int]:
         """Fit the levels of a matrix (rows, cols); return them and the group size."""
-        size = resolve_group_size(self.group_size, matrix.shape[1], site=site)
+        size = self.resolve_group(matrix.shape[1], site=site)
         grid = fit_grid(
             matrix.reshape(matrix.shape[0], -1, size),
             bits=self.bits,

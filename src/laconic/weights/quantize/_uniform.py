@@ -19,7 +19,7 @@ GroupSize = int | Literal["auto", "channel"]
 Range = Literal["absmax", "mse"]
 ScaleType = Literal["float16", "bfloat16", "float32"]
 
-_AUTO_MOST = 128
+AUTO_MOST = 128
 _AUTO_LEAST = 16
 _GRID = 80  # shrink factors 1 - i/100, i = 0..79
 _NORM = 2.4  # exponent of the error in the range search
@@ -55,11 +55,13 @@ def divisors(number: int) -> list[int]:
     return low + [number // d for d in reversed(low) if d * d != number]
 
 
-def resolve_group_size(wanted: GroupSize, cols: int, *, site: str) -> int:
+def resolve_group_size(
+    wanted: GroupSize, cols: int, *, site: str, most: int = AUTO_MOST
+) -> int:
     """Return the group size for rows of ``cols`` weights.
 
-    ``"auto"`` is the largest divisor of ``cols`` up to 128; where that is below 16, the smallest
-    divisor above 128 if it is at most 1024, else the whole row.
+    ``"auto"`` is the largest divisor of ``cols`` up to ``most``; where that is below 16, the
+    smallest divisor above ``most`` if it is at most 1024, else the whole row.
 
     Raises:
         LayerError: A number that does not divide ``cols``; offers those that do.
@@ -68,10 +70,10 @@ def resolve_group_size(wanted: GroupSize, cols: int, *, site: str) -> int:
         return max(cols, 1)
     sizes = divisors(cols)
     if wanted == "auto":
-        best = max(d for d in sizes if d <= _AUTO_MOST)
+        best = max(d for d in sizes if d <= most)
         if best >= min(_AUTO_LEAST, cols):
             return best
-        return next((d for d in sizes if _AUTO_MOST < d <= 1024), cols)
+        return next((d for d in sizes if most < d <= 1024), cols)
     if cols % wanted:
         offers = [d for d in sizes if d <= wanted][-3:] + [d for d in sizes if d > wanted][:1]
         raise LayerError(
