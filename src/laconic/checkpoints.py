@@ -10,24 +10,65 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from laconic.errors import ConfigError
 from laconic.files import write_atomic
+from laconic.report import read as read_report
+from laconic.task import Task, TensorSplit
 
 
-def fingerprint(model: nn.Module, job: dict[str, Any]) -> str:
-    """Return the SHA-256 of a job: the model's tensors and everything that decides the bytes."""
+def fingerprint(model: nn.Module, job: dict[str, Any], task: Task | None = None) -> str:
+    """Return the SHA-256 of a job: all that decides the bytes of the artefact.
+
+    Args:
+        model: Its tensors count.
+        job: Recipe, seed, threads and the like, as plain values.
+        task: Its examples count where they are held in memory.
+    """
     digest = hashlib.sha256(json.dumps(job, sort_keys=True, default=str).encode())
-    for name, tensor in model.state_dict().items():
+    _add_tensors(digest, model.state_dict())
+    for name in ("train", "calibration", "test"):
+        split = getattr(task, name, None)
+        if isinstance(split, TensorSplit):
+            digest.update(name.encode())
+            _add_tensors(digest, split.tensors)
+    return digest.hexdigest()
+
+
+def _add_tensors(digest: hashlib._Hash, tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         digest.update(raw.numpy().data)
-    return digest.hexdigest()
+
+
+def is_finished(folder: Path, job: str, *, force: bool) -> bool:
+    """Return whether the artefact of a job stands complete in a folder.
+
+    Args:
+        folder: Where the artefact belongs.
+        job: Fingerprint of the job.
+        force: An artefact of another job counts as none, for it may be replaced.
+
+    Raises:
+        ConfigError: The artefact of another job stands there.
+    """
+    if not (folder / "report.json").is_file():
+        return False
+    if read_report(folder).provenance.get("job") == job:
+        return True
+    if not force:
+        raise ConfigError(
+            f"{folder} is complete and was made by a run with another model, recipe, data, seed, "
+            "thread count or budget. Choose another --out, or give --force to replace it."
+        )
+    return False
 
 
 class WorkFolder:
@@ -83,14 +124,6 @@ class WorkFolder:
         """Return the summary of a finished step, or None."""
         return self._read(self.path / f"{step}.json") or None
 
-    def remember(self, name: str, make: Any) -> Any:
-        """Return a JSON value made once and kept: measured after a resume it might differ."""
-        held = self._read(self.path / f"{name}.value.json")
-        if not held:
-            held = {"value": make()}
-            write_atomic(self.path / f"{name}.value.json", json.dumps(held))
-        return held["value"]
-
     def remove(self) -> None:
-        """Delete the folder: the run is complete."""
-        shutil.rmtree(self.path)
+        """Delete the folder: the run is complete, or can never be."""
+        shutil.rmtree(self.path, ignore_errors=True)

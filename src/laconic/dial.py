@@ -1,191 +1,200 @@
-"""Meets a budget: the last step that has a dial gets its setting per site from a solver."""
+"""Meets a budget: the last steps that have a dial get their setting per site from a solver."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
-
-from laconic import artifact
-from laconic.budget import Assignment, LevelTable, meet
-from laconic.errors import BudgetError, ConfigError, LayerError
-from laconic.forms.base import Form
-from laconic.forms.layers import install_
+from laconic.errors import BudgetError
 from laconic.plan import require_selection
-from laconic.runner import Run, checkpointed, gathered, run_steps, save_state
+from laconic.runner import Run, checkpointed, reset, restore, run_steps
+from laconic.survey import Survey
 from laconic.units import format_bytes
-from laconic.weights.base import LayerStep, Site
+from laconic.weights.base import LayerStep
 
-_ATTEMPTS = 4
+_ATTEMPTS = 5
+_TOLERANCE = 0.01  # gap below the budget, as a share of it, that counts as met
+_MARGIN = 0.002  # share of the budget kept free per attempt, for what later steps may move
 
 
-def dial_index(run: Run) -> int | None:
-    """Return the index of the last step with levels; None where the recipe has no dial."""
-    steps = run.recipe.steps
-    dials = [i for i, s in enumerate(steps) if isinstance(s, LayerStep) and s.levels()]
-    return dials[-1] if dials else None
+def dial_steps(run: Run) -> range | None:
+    """Return the indices of the steps that the budget sets; None where no step has a dial.
+
+    It is the last step with levels that selects a site, together with the steps with levels just
+    before it that work on other sites: the embeddings of a model beside its linear layers.
+    """
+    found: range | None = None
+    taken: set[str] = set()
+    for index in reversed(range(len(run.recipe.steps))):
+        step = run.recipe.steps[index]
+        has_levels = isinstance(step, LayerStep) and bool(step.levels())
+        names = {site.name for site in require_selection(step, run.sites, index + 1)}
+        if found is None:
+            if has_levels and names:
+                found, taken = range(index, index + 1), names
+        elif has_levels and not names & taken:
+            found, taken = range(index, found.stop), taken | names
+        else:
+            break
+    return found
 
 
 def meet_budget(run: Run, budget_bytes: int) -> None:
     """Run the recipe so that the artefact on disk is at most ``budget_bytes``.
 
-    Steps after the dial add bytes that the table does not know, so the dial's share is corrected
-    by what the finished artefact really measured, and the steps from the dial on run again.
+    Steps after the dial change the size in a way that the table does not know. The dial's share
+    is corrected by what the finished artefact really measured, and the steps from the dial on
+    run again; the attempt that fits best is kept.
 
     Raises:
         BudgetError: The smallest level of every site is still too large, or the recipe has no
             dial and ends above the budget.
     """
-    index = dial_index(run)
-    if index is None:
+    indices = dial_steps(run)
+    if indices is None:
         run_steps(run)
-        final = run.steps[-1]["bytes_after"]
-        if final > budget_bytes:
-            raise BudgetError(_no_dial(run, final, budget_bytes))
-        run.notes.append("budget: kept, but the recipe has no step with a dial to use it up.")
+        _check_no_dial(run, budget_bytes)
         return
-    run_steps(run, stop=index)
-    survey = _Survey(run, index)
-    share = budget_bytes
-    for attempt in range(_ATTEMPTS):
-        tag = f"-try{attempt}" if attempt else ""
-        checkpointed(run, index, tag, survey.settling(share))
-        run_steps(run, first=index + 1, tag=tag)
-        final = int(run.steps[-1]["bytes_after"])
-        last = index == len(run.recipe.steps) - 1
-        if final <= budget_bytes and (last or final >= 0.99 * budget_bytes):
+    run_steps(run, stop=indices.start)
+    search = _Search(run, indices, budget_bytes)
+    for number in range(_ATTEMPTS):
+        search.attempt(number)
+        if search.done:
             break
-        share += budget_bytes - final - (final > budget_bytes) * (budget_bytes // 500)
-        survey.rewind()
+    search.take_best()
+
+
+def _check_no_dial(run: Run, budget_bytes: int) -> None:
+    final = int(run.steps[-1]["bytes_after"])
     if final > budget_bytes:
         raise BudgetError(
-            f"budget {format_bytes(budget_bytes)}: after {_ATTEMPTS} attempts the artefact is "
-            f"{format_bytes(final)}; the steps after {run.recipe.steps[index].method_name!r} add "
-            "more than its levels can give back. Raise the budget or drop a later step."
+            f"budget {_exact(budget_bytes)}: the recipe {run.recipe.name!r} gives {_exact(final)} "
+            "and has no step with a dial (bits, sparsity or rank). Raise the budget or add a "
+            "quantizing step."
         )
-    reason = run.steps[index].get("details", {}).get("reason")
-    if reason:
-        run.notes.append(f"budget: {reason}")
-
-
-def _no_dial(run: Run, final: int, budget_bytes: int) -> str:
-    return (
-        f"budget {format_bytes(budget_bytes)}: the recipe {run.recipe.name!r} gives "
-        f"{format_bytes(final)} and has no step with a dial (bits, sparsity or rank). Raise the "
-        "budget or add a quantizing step."
-    )
+    if final < (1 - _TOLERANCE) * budget_bytes:
+        run.notes.append(
+            f"budget: {format_bytes(final)} of {format_bytes(budget_bytes)} are used: the recipe "
+            "has no step with a dial to spend the rest on."
+        )
 
 
 @dataclass(frozen=True)
-class _Fitted:
-    form: Form
-    cost: int
-    error: float
+class _Attempt:
+    """A finished attempt: the dial's share, its size after the dial and at the end."""
+
+    share: int
+    after_dial: int
+    final: int
+    checkpoint: str
+    rows: list[dict[str, Any]]
+
+    @property
+    def details(self) -> dict[str, Any]:
+        return dict(self.rows[0]["details"])
 
 
-class _Survey:
-    """Every level of the dial at every site: fitted once, kept as packed forms."""
+class _Search:
+    """Attempts at a budget, each with another share of it for the dial."""
 
-    def __init__(self, run: Run, index: int) -> None:
-        self.run, self.index = run, index
-        step = run.recipe.steps[index]
-        if not isinstance(step, LayerStep):
-            raise ConfigError(f"step {index + 1} ({step.method_name}) has no levels to choose.")
-        self.step = step
-        self.sites = require_selection(step, run.sites, index + 1)
-        self.before = {site.name: site.form for site in self.sites}
-        self.levels = self.step.levels()
-        self.fitted: dict[str, list[_Fitted | None]] = {}
+    def __init__(self, run: Run, indices: range, budget_bytes: int) -> None:
+        self.run, self.indices, self.budget = run, indices, budget_bytes
+        self.before, self.rows = run.last_checkpoint, len(run.steps)
+        self.survey = Survey(run, indices)
+        self.share = budget_bytes
+        self.tried: list[_Attempt] = []
+        self.done = False
 
-    def rewind(self) -> None:
-        """Put back the forms from before the dial, for another attempt."""
-        for site in self.sites:
-            self._install(site, self.before[site.name])
-
-    def settling(self, limit: int) -> Callable[[Run, int, str], dict[str, Any]]:
-        """Return the work of the dial's step under a limit, as ``checkpointed`` takes it."""
-        return lambda _run, _index, name: self.settle(limit, name)
-
-    def settle(self, limit: int, name: str) -> dict[str, Any]:
-        """Choose and install levels so that the artefact measures at most ``limit`` bytes."""
-        if not self.fitted:
-            self._fit_all()
-        table = self._table()
-        met = meet(limit, lambda assignment: self._measure(assignment, name), table)
-        self._apply(met.assignment)
-        return {
-            "levels": table.named(met.assignment),
-            "budget_bytes": limit,
-            **({"reason": met.reason} if met.reason else {}),
-        }
-
-    def _fit_all(self) -> None:
-        bar = self.run.progress.start(f"{self.index + 1}. levels", len(self.sites))
-        resolved = [level.resolve(self.sites) for level in self.levels]
-        widest = {
-            site.name: max((r[site.name] for r in resolved), key=lambda s: len(s.needs))
-            for site in self.sites
-        }
-        for group in gathered(self.run, self.step, self.sites, widest):
-            for site in group:
-                self.fitted[site.name] = [self._fit(site, r[site.name]) for r in resolved]
-                self.run.progress.advance(bar, note=site.name)
-        self.run.progress.finish(bar)
-
-    def _fit(self, site: Site, level: LayerStep) -> _Fitted | None:
+    def attempt(self, number: int) -> None:
+        """Run the dial and all steps after it with the share as it stands."""
+        tag = f"-try{number}" if number else ""
+        if number:
+            self._rewind()
+        run, last = self.run, self.indices[-1]
         try:
-            form = level.fit(site, self.run.generator(self.index, site.name))
-        except LayerError:
-            return None  # this level does not exist for this shape
-        cost = artifact.predict_bytes(form, effort=self.run.recipe.coding)
-        return _Fitted(form, cost, output_error(site, form))
+            checkpointed(run, last, tag, self._settle, label=self._label())
+        except BudgetError as error:
+            self._no_room(error)
+            return
+        run_steps(run, first=last + 1, tag=tag)
+        made = run.steps[self.rows :]
+        sizes = [int(row["bytes_after"]) for row in made]
+        self.tried.append(_Attempt(self.share, sizes[0], sizes[-1], run.last_checkpoint, made))
+        self._move_share()
 
-    def _table(self) -> LevelTable:
-        rows = [self.fitted[site.name] for site in self.sites]
-        costs = [[f.cost if f else 0 for f in row] for row in rows]
-        errors = [[f.error if f else np.inf for f in row] for row in rows]
-        names = [f"{number}" for number in range(len(self.levels))]
-        largest = [_largest(row) for row in rows]
-        whole = LevelTable([s.name for s in self.sites], names, costs, errors)
-        reference = whole.assignment(largest)
-        fixed = max(0, self._measure(reference, "survey") - reference.cost)
-        return LevelTable(whole.sites, whole.levels, costs, errors, fixed_bytes=fixed)
+    def take_best(self) -> None:
+        """Let the run end with the largest attempt that keeps the budget.
 
-    def _measure(self, assignment: Assignment, name: str) -> int:
-        self._apply(assignment)
-        return save_state(self.run, f"{name}.trial")
+        Raises:
+            BudgetError: None does.
+        """
+        fitting = [tried for tried in self.tried if tried.final <= self.budget]
+        if not fitting:
+            least = min(tried.final for tried in self.tried)
+            raise BudgetError(
+                f"budget {_exact(self.budget)}: after {len(self.tried)} attempts the artefact is "
+                f"{_exact(least)}; the steps after {self._label()} change its size too much. "
+                "Raise the budget or drop a later step."
+            )
+        best = max(fitting, key=lambda tried: tried.final)
+        self.run.steps[self.rows :] = best.rows
+        self.run.last_checkpoint = best.checkpoint
+        if best.final < (1 - _TOLERANCE) * self.budget:
+            self.run.notes.append(f"budget: {self._reason(best)}")
 
-    def _apply(self, assignment: Assignment) -> None:
-        for site, level in zip(self.sites, assignment.choice, strict=True):
-            fitted = self.fitted[site.name][level]
-            if fitted is None:
-                raise LayerError(f"{site.name}: level {level} of {self.step.method_name} is void.")
-            self._install(site, fitted.form)
+    def _label(self) -> str:
+        return " + ".join(self.run.recipe.steps[index].method_name for index in self.indices)
 
-    def _install(self, site: Site, form: Form) -> None:
-        site.form = form
-        install_(self.run.model, site.name, form, layout=site.layout)
+    def _settle(self, run: Run, index: int, name: str) -> dict[str, Any]:
+        return self.survey.settle(self.share, name)
+
+    def _rewind(self) -> None:
+        """Go back to the model from before the dial."""
+        if self.before:
+            restore(self.run, self.before)
+        else:
+            reset(self.run)
+        del self.run.steps[self.rows :]
+
+    def _move_share(self) -> None:
+        """Correct the dial's share by what the later steps added, or end the search."""
+        last = self.tried[-1]
+        margin = round(len(self.tried) * _MARGIN * self.budget)
+        wanted = self.budget - (last.final - last.after_dial) - margin
+        above = min((t.share for t in self.tried if t.final > self.budget), default=None)
+        below = max((t.share for t in self.tried if t.final <= self.budget), default=0)
+        if last.final <= self.budget:
+            close = last.final >= (1 - _TOLERANCE) * self.budget
+            if close or last.details["at_best"] or wanted <= last.share:
+                self.done = True
+        if above is not None and not below < wanted < above:
+            wanted = (below + above) // 2 if below else above - max(margin, 1)
+        self.share = wanted
+
+    def _no_room(self, error: BudgetError) -> None:
+        """End the search: the dial cannot go down to its share."""
+        self.done = True
+        if any(tried.final <= self.budget for tried in self.tried):
+            return
+        if not self.tried:
+            raise error
+        added = self.tried[-1].final - self.tried[-1].after_dial
+        raise BudgetError(
+            f"budget {_exact(self.budget)}: the steps after {self._label()} add {_exact(added)}, "
+            f"which leaves {_exact(self.share)} for it; {error}"
+        ) from error
+
+    def _reason(self, best: _Attempt) -> str:
+        if best.details.get("reason") and best.final == best.after_dial:
+            return str(best.details["reason"])
+        used = f"{format_bytes(best.final)} of {format_bytes(self.budget)} are used"
+        if best.details["at_best"]:
+            return f"{used}: every site is at its best level; there is nothing left to spend on."
+        return (
+            f"{used}: closest of {len(self.tried)} attempts; the steps after {self._label()} "
+            "change the size."
+        )
 
 
-def _largest(row: list[_Fitted | None]) -> int:
-    costs = [fitted.cost if fitted else -1 for fitted in row]
-    return costs.index(max(costs))
-
-
-def output_error(site: Site, form: Form) -> float:
-    """Return the squared error that a form brings at a site.
-
-    With a Gram matrix ``G`` it is ``tr(D G D.T)`` for ``D`` the difference from the original
-    weight: the squared error of the output per token. Without one ``G`` is the identity.
-    """
-    dense = form.dense().detach().float().reshape(form.rows, form.cols)
-    delta = dense - site.original_matrix()
-    gram = site.statistics.gram if site.statistics else None
-    if gram is None:
-        return float(delta.double().square().sum())
-    if gram.dim() == 3:
-        delta = delta.reshape(gram.shape[0], -1, delta.shape[1])
-    return float(torch.einsum("...oi,...ij,...oj->", delta, gram, delta).clamp_min(0))
+def _exact(count: int) -> str:
+    return f"{format_bytes(count)} ({count} B)"

@@ -37,24 +37,26 @@ def write_atomic(path: Path, data: bytes | str) -> None:
 
 
 @contextmanager
-def folder_atomic(path: Path, *, force: bool = False) -> Iterator[Path]:
+def folder_atomic(path: Path, *, force: bool = False, inside: Path | None = None) -> Iterator[Path]:
     """Yield a temporary folder that becomes ``path`` when the block ends without an error.
 
     Args:
         path: Where the folder shall stand; parents are made.
         force: Replace what stands there; without it an existing path is refused.
+        inside: Where the temporary folder lies, on the same disk; beside ``path`` if None.
 
     Raises:
         ConfigError: ``path`` exists and ``force`` is not given.
     """
     refuse_existing(path, force=force)
     path.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    place = inside or path.parent
+    work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=place))
     try:
         yield work
         work.chmod(0o755)
         if path.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=place))
             os.replace(path, old / path.name)
             os.replace(work, path)
             shutil.rmtree(old)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,19 +11,18 @@ import torch
 from torch import nn
 
 from laconic import artifact, measure
-from laconic.budget import parse_budget
-from laconic.checkpoints import WorkFolder, fingerprint
+from laconic.budget import Budget, parse_budget
+from laconic.checkpoints import WorkFolder, fingerprint, is_finished
 from laconic.dial import meet_budget
-from laconic.errors import ConfigError, RecipeError
+from laconic.errors import BudgetError, ConfigError, LaconicError
 from laconic.files import refuse_existing
 from laconic.outcome import build_report, example_of
 from laconic.plan import make_plan
 from laconic.progress import NullProgress, Progress
 from laconic.recipe import Recipe
-from laconic.result import Result
-from laconic.runner import Run, frozen, run_steps
+from laconic.result import Result, TemporaryFolder
+from laconic.runner import Run, attach, frozen, run_steps
 from laconic.task import Task
-from laconic.weights.sites import find_sites
 
 _TOKENIZER = (
     "tokenizer.json",
@@ -59,8 +57,8 @@ def compress(
     Args:
         model: Trained model; its parameters may lie on any device.
         recipe: A recipe, the path of a YAML file, or the name of a built-in one.
-        task: Data, loss and metrics. Without it no step may need data, recovery is data-free,
-            and quality is not measured.
+        task: Data, loss and metrics. Without it no step may need data and quality is not
+            measured. Without a train split recovery is data-free.
         out: Folder of the artefact; a temporary one that lives as long as the result if None.
         budget: Greatest size of the artefact: ``"1.5MB"``, ``"8x"`` or ``"3.0bits"`` a weight.
         device: Where the work is done.
@@ -83,25 +81,25 @@ def compress(
     """
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
     recipe.check()
-    keep = tempfile.TemporaryDirectory(prefix="laconic-") if out is None else None
-    folder = Path(keep.name) / "artifact" if keep else Path(str(out))
+    parsed = parse_budget(budget) if budget else None
     with _threads(threads):
-        parsed = parse_budget(budget) if budget else None
         make_plan(model, recipe)
-        _check_data(recipe, task)
+        for step in recipe.steps:
+            step.check_data(task)
         job = {
-            "recipe": recipe.to_dict(), "budget": budget, "seed": seed, "device": device,
+            "budget": budget, "seed": seed, "device": device,
             "threads": torch.get_num_threads(), "task": _describe(task),
         }  # fmt: skip
-        if resume and (folder / "laconic.json").is_file():
+        key = fingerprint(model, {**job, "recipe": recipe.to_dict()}, task)
+        keep = TemporaryFolder() if out is None else None
+        folder = keep.path / "artifact" if keep else Path(str(out))
+        place = folder.parent / f".{folder.name}.work"
+        if resume and is_finished(folder, key, force=force):
+            if place.exists():  # killed between the last two moves
+                WorkFolder(place, key, resume=True, force=force).remove()
             return Result.open(folder, model=frozen(model, device))
         refuse_existing(folder, force=force)
-        work = WorkFolder(
-            folder.parent / f".{folder.name}.work",
-            fingerprint(model, job),
-            resume=resume,
-            force=force,
-        )
+        work = WorkFolder(place, key, resume=resume, force=force)
         run = Run(
             original=frozen(model, device),
             model=frozen(model, device),
@@ -115,38 +113,39 @@ def compress(
             provenance={**job, "versions": measure.environment()["versions"]},
             extra_files=_tokenizer_files(source),
         )
-        run.sites = find_sites(run.original)
-        if parsed:
-            run.budget_bytes = parsed.bytes_for(
-                original_bytes=measure.dense_bytes(run.original),
-                weights=sum(site.original.numel() for site in run.sites),
-            )
-            meet_budget(run, run.budget_bytes)
-        else:
-            run_steps(run)
+        attach(run)
+        try:
+            _run_all(run, parsed)
+        except LaconicError as error:
+            if isinstance(error, BudgetError) or not run.last_checkpoint:
+                work.remove()  # nothing to go on from: the same arguments end here again
+            raise
         built = work.model_path(run.last_checkpoint)
         loaded = artifact.load(built, model=frozen(model, device), device=device)
         report = build_report(
             run, built, loaded, budget=budget, latency=latency, baselines=baselines
         )
+        report["provenance"] = {**run.provenance, "job": key}
         result = Result.publish(built, folder, report, model=loaded, force=force, keep=keep)
         work.remove()
         return result
+
+
+def _run_all(run: Run, budget: Budget | None) -> None:
+    if budget is None:
+        run_steps(run)
+        return
+    run.budget_bytes = budget.bytes_for(
+        original_bytes=measure.dense_bytes(run.original),
+        weights=sum(site.original.numel() for site in run.sites),
+    )
+    meet_budget(run, run.budget_bytes)
 
 
 def _tokenizer_files(source: Path | None) -> tuple[Path, ...]:
     if source is None:
         return ()
     return tuple(path for name in _TOKENIZER if (path := source / name).is_file())
-
-
-def _check_data(recipe: Recipe, task: Task | None) -> None:
-    for number, step in enumerate(recipe.steps, 1):
-        if step.needs and (task is None or task.calibration_split() is None):
-            raise RecipeError(
-                f"step {number} ({step.method_name}) needs calibration data for "
-                f"{sorted(step.needs)}. Give --data NAME, or a Task with train or calibration."
-            )
 
 
 def _describe(task: Task | None) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,14 @@ from laconic.errors import ConfigError
 from laconic.files import folder_atomic
 from laconic.report import read, to_json, write
 from laconic.report.model import Report, parse
+
+
+class TemporaryFolder:
+    """A folder that goes when the last object that holds it goes, or the process ends."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="laconic-"))
+        self.remove = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -30,7 +39,7 @@ class Result:
     model: nn.Module
     report: Report
     folder: Path
-    _keep: tempfile.TemporaryDirectory[str] | None = field(default=None, repr=False)
+    _keep: TemporaryFolder | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def open(cls, folder: Path, model: nn.Module | None = None) -> Result:
@@ -51,11 +60,20 @@ class Result:
         *,
         model: nn.Module,
         force: bool,
-        keep: tempfile.TemporaryDirectory[str] | None,
+        keep: TemporaryFolder | None,
     ) -> Result:
-        """Copy a finished artefact to its place, with its report, in one step."""
+        """Copy a finished artefact to its place, with its report, in one step.
+
+        Args:
+            built: The artefact, in the work folder, where the copy is made ready too.
+            folder: Its place.
+            report: What was measured.
+            model: The model as it was loaded from ``built``.
+            force: Replace what stands at ``folder``.
+            keep: What the result holds so that a temporary ``folder`` stays.
+        """
         checked = parse(report)
-        with folder_atomic(folder, force=force) as work:
+        with folder_atomic(folder, force=force, inside=built.parent) as work:
             shutil.copytree(built, work, dirs_exist_ok=True)
             write(checked, work)
         return cls(model, checked, folder, keep)

@@ -15,7 +15,8 @@ from torch import nn
 from laconic import artifact, measure
 from laconic.checkpoints import WorkFolder
 from laconic.errors import ConfigError
-from laconic.forms.layers import install_, installed
+from laconic.forms.dense import Dense
+from laconic.forms.layers import install_, installed, to_form
 from laconic.plan import require_selection
 from laconic.progress import Progress
 from laconic.recipe import Recipe
@@ -67,15 +68,24 @@ def run_steps(run: Run, *, first: int = 0, stop: int | None = None, tag: str = "
 
 
 def checkpointed(
-    run: Run, index: int, tag: str, work: Callable[[Run, int, str], dict[str, Any]]
+    run: Run,
+    index: int,
+    tag: str,
+    work: Callable[[Run, int, str], dict[str, Any]],
+    *,
+    label: str | None = None,
 ) -> None:
     """Do the work of a step, or take what a killed run left of it once it was finished.
+
+    The run goes on with the model as it loads from the checkpoint: a run that was killed and
+    taken up again then sees the very same as one that never stopped.
 
     Args:
         run: The run.
         index: Index of the step.
         tag: Part of the checkpoint's name.
         work: ``(run, index, checkpoint name) -> details``; changes ``run.model`` in place.
+        label: What the report calls the step; the name of its method if None.
     """
     name = f"step-{index + 1:02d}{tag}"
     summary = run.work.finished(name)
@@ -85,17 +95,17 @@ def checkpointed(
         saved = save_state(run, name)
         quality = measure.evaluate(run.model, run.task, device=run.device) if run.task else None
         summary = {
-            "step": run.recipe.steps[index].method_name,
+            "step": label or run.recipe.steps[index].method_name,
             "seconds": round(time.perf_counter() - start, 3),
             "bytes_after": saved,
             "metrics_after": quality,
             **({"details": details} if details else {}),
         }
         run.work.finish(name, summary)
-    else:
-        restore(run, name)
-    run.steps[index:] = [summary]
+    run.steps.append(summary)
     run.last_checkpoint = name
+    if index + 1 < len(run.recipe.steps):
+        restore(run, name)
 
 
 def run_one_step(run: Run, index: int, name: str) -> dict[str, Any]:
@@ -175,17 +185,25 @@ def restore(run: Run, name: str) -> None:
         device=run.device,
         kernels="exact",
     )
-    forms = {path: held.form for path, held in installed(run.model).items()}
-    for site in run.sites:
-        site.form = forms.get(site.name, site.form)
+    attach(run)
 
 
 def reset(run: Run) -> None:
     """Go back to the original model, as before the first step."""
     run.model = frozen(run.original, run.device)
-    fresh = {site.name: site for site in find_sites(run.original)}
+    attach(run)
+
+
+def attach(run: Run) -> None:
+    """Let every site stand for what the model at work holds; it never shares the original's."""
+    forms = {path: held.form for path, held in installed(run.model).items()}
+    run.sites = run.sites or find_sites(run.original)
     for site in run.sites:
-        site.form = fresh[site.name].form
+        held = forms.get(site.name)
+        if held is None:
+            value = run.model.get_parameter(site.name).detach()
+            held = Dense(to_form(value, site.layout))
+        site.form = held
 
 
 def frozen(model: nn.Module, device: str) -> nn.Module:

@@ -17,6 +17,7 @@ from laconic.forms.layout import Layout
 from laconic.settings import check_settings
 
 if TYPE_CHECKING:
+    from laconic.task import Task
     from laconic.weights.recover.base import RecoverJob
 
 SiteKind = Literal["linear", "conv", "embedding", "experts"]
@@ -197,6 +198,20 @@ class Step(ABC):
             raise RecipeError(
                 f"{self.method_name}: the model has no weight that a method can work on. "
                 "`laconic doctor MODEL` lists what it has, and why."
+            )
+
+    def check_data(self, task: Task | None) -> None:
+        """Check before any work that there is the data that the step, or an override of it, needs.
+
+        Raises:
+            RecipeError: There is none.
+        """
+        others = (replace(self, overrides=(), **o.settings) for o in self.overrides)
+        needs = self.needs.union(*(step.needs for step in others))
+        if needs and (task is None or not len(task.calibration_split() or ())):
+            raise RecipeError(
+                f"{self.method_name} needs calibration data for {', '.join(sorted(needs))}. Give "
+                "--data NAME, or a Task with train or calibration."
             )
 
     def refuse(self, form: Form, reason: str) -> RecipeError:

@@ -115,6 +115,23 @@ class Recover(ModelStep):
                 "after a step such as magnitude, round-to-nearest or svd."
             )
 
+    def check_data(self, task: Task | None) -> None:
+        """Refuse to train without a task, or without data and without the original's answers.
+
+        Raises:
+            RecipeError: There is nothing to learn from.
+        """
+        if task is None:
+            raise RecipeError(
+                "recover needs a task: it says how the model is run and what its inputs look like. "
+                "Give --data NAME, or a Task; one without a train split is enough."
+            )
+        if not self.distill and (task.train is None or not len(task.train)):
+            raise RecipeError(
+                "recover: distill=False trains on labels alone and the task has no train split. "
+                "Give a Task with train, or leave distill on."
+            )
+
     def run_(self, job: RecoverJob) -> dict[str, Any]:
         """Train the compressed model in place and return a summary.
 
