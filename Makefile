@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo lint test bench clean
+.PHONY: help demo lint test clean
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
