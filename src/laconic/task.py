@@ -35,7 +35,8 @@ class TensorSplit:
 
     Args:
         tensors: For classification and regression ``x`` and ``y``; for a language model
-            ``input_ids`` (examples, tokens) int64.
+            ``input_ids`` (examples, tokens) int64, and where texts are padded
+            ``attention_mask`` of the same shape, 0 at padding.
     """
 
     tensors: Mapping[str, Tensor]
@@ -94,9 +95,10 @@ def _regression_loss(outputs: Tensor, batch: Batch) -> Tensor:
 
 
 def _causal_lm_loss(logits: Tensor, batch: Batch) -> Tensor:
-    return F.cross_entropy(
-        logits[:, :-1].flatten(0, 1).float(), batch["input_ids"][:, 1:].flatten()
-    )
+    targets = batch.get("labels", batch["input_ids"])[:, 1:]
+    if "attention_mask" in batch:  # padding is no target
+        targets = targets.masked_fill(batch["attention_mask"][:, 1:] == 0, -100)
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets.flatten())
 
 
 _LOSSES: dict[str, Callable[[Tensor, Batch], Tensor]] = {

@@ -10,13 +10,14 @@ from __future__ import annotations
 from laconic.datasets._catalogue import describe, load, names
 from laconic.datasets._description import Description
 from laconic.datasets._files import DataFile, find
-from laconic.datasets._windows import Tokenizer, encode_bytes, windows
+from laconic.datasets._windows import Tokenizer, document_windows, encode_bytes, windows
 
 __all__ = [
     "DataFile",
     "Description",
     "Tokenizer",
     "describe",
+    "document_windows",
     "encode_bytes",
     "find",
     "load",

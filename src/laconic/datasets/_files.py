@@ -76,7 +76,7 @@ def _check(path: Path, file: DataFile) -> None:
     if found != file.sha256 and not _holds(path, file.content):
         raise DataError(
             f"{file.path}: SHA-256 is {found}, expected {file.sha256}. The file is damaged or"
-            f" another version: remove it, then {_advice(file)}"
+            f" another version: remove it. {_advice(file)}"
         )
     _checked[key] = file.sha256
 
@@ -97,7 +97,7 @@ def _holds(path: Path, content: str | None) -> bool:
 
 def _download(file: DataFile) -> Path:
     if file.url is None:
-        raise DataError(f"{file.path}: not found. {_advice(file).capitalize()}")
+        raise DataError(f"{file.path}: not found. {_advice(file)}")
     target = cache_root() / file.path
     try:
         with urllib.request.urlopen(file.url, timeout=_TIMEOUT_S) as response:
@@ -105,7 +105,7 @@ def _download(file: DataFile) -> Path:
     except (urllib.error.URLError, OSError, ValueError) as error:
         raise DataError(
             f"{file.path}: not found, and the download of {file.url} failed ({error})."
-            f" {_advice(file).capitalize()}"
+            f" {_advice(file)}"
         ) from error
     if target.suffix == ".gz" and not file.url.endswith(".gz"):
         data = gzip.compress(data, mtime=0)
@@ -129,14 +129,14 @@ def _check_bytes(data: bytes, file: DataFile) -> None:
             return
     raise DataError(
         f"{file.path}: {file.url} gave a file with SHA-256 {found}, expected"
-        f" {file.content or file.sha256}. Nothing was kept. {_advice(file).capitalize()}"
+        f" {file.content or file.sha256}. Nothing was kept. {_advice(file)}"
     )
 
 
 def _advice(file: DataFile) -> str:
     made = f" ({file.recipe})" if file.recipe else f" (from {file.url})" if file.url else ""
     return (
-        f"put the file{made} at $LACONIC_DATA/{file.path} or"
+        f"Put the file{made} at $LACONIC_DATA/{file.path} or"
         f" {cache_root() / file.path}; its SHA-256 must be {file.content or file.sha256}"
         f"{' when unpacked' if file.content else ''}."
     )

@@ -86,6 +86,7 @@ def load_wikitext2(
     limit: int | None = None,
     test_limit: int | None = None,
     calibration: int = 128,
+    by_document: bool = False,
 ) -> Task:
     """Load WikiText-2's validation part, tokenised by its authors with ``<unk>``.
 
@@ -96,6 +97,8 @@ def load_wikitext2(
         limit: At most this many training windows.
         test_limit: At most this many test windows.
         calibration: Windows for calibration.
+        by_document: A window is the first ``length`` tokens of one article, padded where it is
+            shorter; else all are cut one after another, whatever they begin with.
     """
     articles = re.split(r"(?m)^(?= = [^=\n]+ = $)", _text(WIKITEXT))
     train, test = _every_fifth([article for article in articles if article.strip()])
@@ -109,6 +112,7 @@ def load_wikitext2(
         limit=limit,
         test_limit=test_limit,
         calibration=calibration,
+        by_document=by_document,
     )
 
 
@@ -154,7 +158,7 @@ def load_ptb(
 
 @dataset(
     "tinystories",
-    summary="76 short stories in simple words: 60 to train on, 16 to test with",
+    summary="76 short stories in simple words: 61 to train on, 15 to test with",
     kind="causal-lm",
     licence="CDLA-Sharing-1.0",
     source="https://huggingface.co/datasets/roneneldan/TinyStories",
@@ -168,6 +172,7 @@ def load_tinystories(
     limit: int | None = None,
     test_limit: int | None = None,
     calibration: int = 64,
+    by_document: bool = False,
 ) -> Task:
     """Load 76 stories of TinyStories (Eldan and Li, 2023); every fifth is for the test.
 
@@ -178,6 +183,8 @@ def load_tinystories(
         limit: At most this many training windows.
         test_limit: At most this many test windows.
         calibration: Windows for calibration.
+        by_document: A window is the first ``length`` tokens of one story, padded where it is
+            shorter; else all are cut one after another, whatever they begin with.
     """
     train, test = _every_fifth(stories())
     return language_task(
@@ -190,6 +197,7 @@ def load_tinystories(
         limit=limit,
         test_limit=test_limit,
         calibration=calibration,
+        by_document=by_document,
     )
 
 
@@ -258,6 +266,7 @@ def load_calibration_text(
     limit: int | None = None,
     test_limit: int | None = None,
     calibration: int = 128,
+    by_document: bool = False,
 ) -> Task:
     """Load web documents or encyclopaedia articles; every fifth document is for the test.
 
@@ -269,6 +278,8 @@ def load_calibration_text(
         limit: At most this many training windows.
         test_limit: At most this many test windows.
         calibration: Windows for calibration.
+        by_document: A window is the first ``length`` tokens of one document, padded where it is
+            shorter; else all are cut one after another, whatever they begin with.
     """
     if source not in ("c4", "wikipedia"):
         raise ConfigError(
@@ -286,6 +297,7 @@ def load_calibration_text(
         limit=limit,
         test_limit=test_limit,
         calibration=calibration,
+        by_document=by_document,
     )
 
 

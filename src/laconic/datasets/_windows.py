@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from laconic.datasets._splits import check_at_least, draw
 from laconic.errors import ConfigError, DataError
@@ -58,13 +60,7 @@ def windows(
         ids.extend(tokenizer(document))
         if limit is not None and len(ids) >= limit * length:
             break
-    try:
-        tokens = torch.tensor(ids, dtype=torch.int64)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(
-            f"data set {name!r}: tokenizer must return a list of whole numbers ({error})."
-            " Pass for example tokenizer=lambda text: hf_tokenizer.encode(text)."
-        ) from error
+    tokens = _tensor(ids, name)
     count = len(tokens) // length
     if limit is not None:
         count = min(count, limit)
@@ -74,6 +70,60 @@ def windows(
             " Use a smaller length."
         )
     return TensorSplit({"input_ids": tokens[: count * length].reshape(count, length)})
+
+
+def document_windows(
+    documents: Iterable[str],
+    tokenizer: Tokenizer = encode_bytes,
+    *,
+    length: int,
+    limit: int | None = None,
+    name: str = "text",
+) -> TensorSplit:
+    """Give each document a window: its first tokens, padded at the end with 0.
+
+    Documents of fewer than two tokens, which predict nothing, are left out.
+
+    Args:
+        documents: Texts, in order.
+        tokenizer: Text to token numbers; by default bytes with 0 after each document.
+        length: Most tokens of a document, at least 2.
+        limit: At most this many documents; all where None.
+        name: Data set, for messages.
+
+    Returns:
+        ``input_ids`` and ``attention_mask`` (documents, longest) int64; the mask is 0 at padding.
+
+    Raises:
+        ConfigError: ``length`` below 2, ``limit`` below 1, or a tokenizer that does not return
+            whole numbers.
+        DataError: No document has two tokens.
+    """
+    check_at_least(name, "length", length, 2)
+    check_at_least(name, "limit", limit, 1)
+    rows: list[Tensor] = []
+    for document in documents:
+        if limit is not None and len(rows) == limit:
+            break
+        row = _tensor(tokenizer(document)[:length], name)
+        if len(row) > 1:
+            rows.append(row)
+    if not rows:
+        raise DataError(f"data set {name!r}: no document has two tokens. Use another tokenizer.")
+    sizes = torch.tensor([len(row) for row in rows])
+    ids = pad_sequence(rows, batch_first=True)
+    mask = (torch.arange(ids.size(1)) < sizes[:, None]).long()
+    return TensorSplit({"input_ids": ids, "attention_mask": mask})
+
+
+def _tensor(ids: list[int], name: str) -> Tensor:
+    try:
+        return torch.tensor(ids, dtype=torch.int64)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"data set {name!r}: tokenizer must return a list of whole numbers ({error})."
+            " Pass for example tokenizer=lambda text: hf_tokenizer.encode(text)."
+        ) from error
 
 
 def language_task(
@@ -87,14 +137,16 @@ def language_task(
     limit: int | None,
     test_limit: int | None,
     calibration: int,
+    by_document: bool = False,
 ) -> Task:
     """Build the task of a language data set from its documents."""
     check_at_least(name, "calibration", calibration, 1)
     encode = tokenizer or encode_bytes
-    learn = windows(train, encode, length=length, limit=limit, name=name)
+    cut = document_windows if by_document else windows
+    learn = cut(train, encode, length=length, limit=limit, name=name)
     return Task(
         kind="causal-lm",
-        test=windows(test, encode, length=length, limit=test_limit, name=name),
+        test=cut(test, encode, length=length, limit=test_limit, name=name),
         train=learn,
         calibration=draw(learn, calibration, seed),
         batch_size=16,

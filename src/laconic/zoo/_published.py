@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from laconic.datasets import DataFile, find
-from laconic.errors import ConfigError, DataError, nearest
+from laconic.errors import ConfigError, nearest
+from laconic.zoo._mlp import mlp
 from laconic.zoo._resnet import resnet20, resnet32, resnet56
 from laconic.zoo._stories import stories260k
 
@@ -30,6 +31,12 @@ RESNET32 = _resnet_file(
 )
 RESNET56 = _resnet_file(
     "resnet56", "4bfd97631478d6b638d2764fd2baff3edb1d7d82252d54439343b6596b9b5367"
+)
+MNIST_MLP = DataFile(
+    "weights_mnist_mlp/mlp_784_128_32_10.safetensors",
+    "8dee24200324c4afc9a3bbcd58334c94ab4174c391770cfa48d8ce7ce3a8b4f3",
+    recipe="the values of https://github.com/ml5js/ml5-data-and-models, models/mnist, as"
+    " hidden1.weights (784, 128), hidden1.biases (128,), hidden2, softmax_linear",
 )
 
 
@@ -58,13 +65,7 @@ def trained_resnet56() -> nn.Module:
 
 
 def _load_resnet(model: nn.Module, file: DataFile) -> nn.Module:
-    path = find(file)
-    try:
-        held = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-    except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        raise DataError(
-            f"{file.path}: no checkpoint of tensors ({error}). Fetch it again."
-        ) from error
+    held = torch.load(find(file), map_location="cpu", weights_only=True)["state_dict"]
     tensors = {name.removeprefix("module."): tensor for name, tensor in held.items()}
     # Written before batch norms counted their batches.
     counts = {n: t for n, t in model.state_dict().items() if n.endswith("num_batches_tracked")}
@@ -72,7 +73,19 @@ def _load_resnet(model: nn.Module, file: DataFile) -> nn.Module:
     return model
 
 
+def trained_mnist_mlp() -> nn.Module:
+    """Load three linear layers, 784-128-32-10, that ml5.js publishes for MNIST."""
+    held = load_file(find(MNIST_MLP))
+    model = mlp((784, 128, 32, 10))
+    names = {"fc1": "hidden1", "fc2": "hidden2", "fc3": "softmax_linear"}
+    tensors = {f"{own}.weight": held[f"{name}.weights"].T for own, name in names.items()}
+    tensors |= {f"{own}.bias": held[f"{name}.biases"] for own, name in names.items()}
+    model.load_state_dict(tensors)
+    return model
+
+
 _PUBLISHED: dict[str, Callable[[], Any]] = {
+    "mnist-mlp": trained_mnist_mlp,
     "resnet20": trained_resnet20,
     "resnet32": trained_resnet32,
     "resnet56": trained_resnet56,

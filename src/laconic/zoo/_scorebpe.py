@@ -14,8 +14,8 @@ from pathlib import Path
 from laconic.errors import DataError
 
 UNKNOWN, BOS, EOS = 0, 1, 2
-_FIRST_BYTE = 3  # tokens 3 to 258 stand for the 256 bytes
-_LEAST = _FIRST_BYTE + 256
+FIRST_BYTE = 3  # tokens 3 to 258 stand for the 256 bytes
+FIRST_PIECE = FIRST_BYTE + 256
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class ScoreBPE:
                     f"decode: token {token} is not between 0 and {len(self.pieces) - 1}."
                     " Give tokens of this very tokenizer."
                 )
-            if token >= _FIRST_BYTE or not skip_special_tokens:
+            if token >= FIRST_BYTE or not skip_special_tokens:
                 parts.append(self._bytes(token))
         data = b"".join(parts)
         return data.removeprefix(b" ").decode("utf-8", errors="replace")
@@ -87,18 +87,20 @@ class ScoreBPE:
     @cached_property
     def ids(self) -> dict[bytes, int]:
         """The token of every piece that text can become: no special one and no byte."""
-        return {self.pieces[i]: i for i in range(_LEAST, len(self.pieces))}
+        return {self.pieces[i]: i for i in range(FIRST_PIECE, len(self.pieces))}
 
     @cached_property
     def _splits(self) -> bool:
         """Whether a space only ever begins a piece, so that nothing merges across its left."""
-        return not any(b" " in self.pieces[i][1:] for i in range(_LEAST, len(self.pieces)))
+        return not any(b" " in self.pieces[i][1:] for i in range(FIRST_PIECE, len(self.pieces)))
 
     def _chunks(self, text: str) -> list[str]:
         return re.findall(r" [^ ]*|[^ ]+", text) if self._splits else [text]
 
     def _bytes(self, token: int) -> bytes:
-        return bytes([token - _FIRST_BYTE]) if _FIRST_BYTE <= token < _LEAST else self.pieces[token]
+        return (
+            bytes([token - FIRST_BYTE]) if FIRST_BYTE <= token < FIRST_PIECE else self.pieces[token]
+        )
 
     def _characters(self, text: str) -> list[int]:
         found: list[int] = []
@@ -107,7 +109,7 @@ class ScoreBPE:
             if data in self.ids:
                 found.append(self.ids[data])
             else:
-                found.extend(byte + _FIRST_BYTE for byte in data)
+                found.extend(byte + FIRST_BYTE for byte in data)
         return found
 
     def _merge(self, tokens: list[int]) -> list[int]:

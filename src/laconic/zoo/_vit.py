@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from laconic.errors import ConfigError
+from laconic.zoo._seed import seeded
 
 
 class Attention(nn.Module):
@@ -128,8 +129,7 @@ def digits_vit(
             f"digits_vit: width={width}, depth={depth}, heads={heads}, expansion={expansion};"
             " all must be at least 1 and heads must divide width. Use for example 96 and 4."
         )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return VisionTransformer(
             size=8,
             patch=2,
@@ -139,4 +139,4 @@ def digits_vit(
             depth=depth,
             heads=heads,
             expansion=expansion,
-        )
+        ).eval()
