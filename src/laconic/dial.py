@@ -101,7 +101,7 @@ class _Search:
         self.run, self.indices, self.budget = run, indices, budget_bytes
         self.before, self.rows = run.last_checkpoint, len(run.steps)
         self.survey = Survey(run, indices)
-        self.share = budget_bytes
+        self.share = budget_bytes - predicted_change(run, indices)
         self.tried: list[_Attempt] = []
         self.done = False
 
@@ -111,11 +111,7 @@ class _Search:
         if number:
             self._rewind()
         run, last = self.run, self.indices[-1]
-        try:
-            checkpointed(run, last, tag, self._settle, label=self._label())
-        except BudgetError as error:
-            self._no_room(error)
-            return
+        checkpointed(run, last, tag, self._settle, label=self._label())
         run_steps(run, first=last + 1, tag=tag)
         made = run.steps[self.rows :]
         sizes = [int(row["bytes_after"]) for row in made]
@@ -130,11 +126,12 @@ class _Search:
         """
         fitting = [tried for tried in self.tried if tried.final <= self.budget]
         if not fitting:
-            least = min(tried.final for tried in self.tried)
+            least = min(self.tried, key=lambda tried: tried.final)
             raise BudgetError(
-                f"budget {_exact(self.budget)}: after {len(self.tried)} attempts the artefact is "
-                f"{_exact(least)}; the steps after {self._label()} change its size too much. "
-                "Raise the budget or drop a later step."
+                f"budget {_exact(self.budget)}: the smallest artefact of {len(self.tried)} "
+                f"attempts is {_exact(least.final)}, of which the steps after {self._label()} "
+                f"added {least.final - least.after_dial} B. Raise the budget, add smaller levels "
+                "or drop a later step."
             )
         best = max(fitting, key=lambda tried: tried.final)
         self.run.steps[self.rows :] = best.rows
@@ -146,7 +143,7 @@ class _Search:
         return " + ".join(self.run.recipe.steps[index].method_name for index in self.indices)
 
     def _settle(self, run: Run, index: int, name: str) -> dict[str, Any]:
-        return self.survey.settle(self.share, name)
+        return self.survey.settle(self.share, name, final=index + 1 == len(run.recipe.steps))
 
     def _rewind(self) -> None:
         """Go back to the model from before the dial."""
@@ -163,26 +160,14 @@ class _Search:
         wanted = self.budget - (last.final - last.after_dial) - margin
         above = min((t.share for t in self.tried if t.final > self.budget), default=None)
         below = max((t.share for t in self.tried if t.final <= self.budget), default=0)
-        if last.final <= self.budget:
+        if last.final > self.budget:
+            self.done = bool(last.details["at_least"])
+        else:
             close = last.final >= (1 - _TOLERANCE) * self.budget
-            if close or last.details["at_best"] or wanted <= last.share:
-                self.done = True
+            self.done = close or bool(last.details["at_best"]) or wanted <= last.share
         if above is not None and not below < wanted < above:
             wanted = (below + above) // 2 if below else above - max(margin, 1)
         self.share = wanted
-
-    def _no_room(self, error: BudgetError) -> None:
-        """End the search: the dial cannot go down to its share."""
-        self.done = True
-        if any(tried.final <= self.budget for tried in self.tried):
-            return
-        if not self.tried:
-            raise error
-        added = self.tried[-1].final - self.tried[-1].after_dial
-        raise BudgetError(
-            f"budget {_exact(self.budget)}: the steps after {self._label()} add {_exact(added)}, "
-            f"which leaves {_exact(self.share)} for it; {error}"
-        ) from error
 
     def _reason(self, best: _Attempt) -> str:
         if best.details.get("reason") and best.final == best.after_dial:
@@ -194,6 +179,22 @@ class _Search:
             f"{used}: closest of {len(self.tried)} attempts; the steps after {self._label()} "
             "change the size."
         )
+
+
+def predicted_change(run: Run, indices: range) -> int:
+    """Return the bytes that the steps after ``indices`` add to the sites' sketches.
+
+    It is the first guess of what the dial must leave to them; negative where they save bytes.
+    """
+    change = 0
+    forms = {site.name: site.form for site in run.sites}
+    for index, step in enumerate(run.recipe.steps[indices.start :], indices.start):
+        for site in require_selection(step, run.sites, index + 1):
+            before = forms[site.name]
+            forms[site.name] = step.for_site(site.name).sketch(before, site=site.name)
+            if index not in indices:
+                change += forms[site.name].nbytes - before.nbytes
+    return change
 
 
 def _exact(count: int) -> str:

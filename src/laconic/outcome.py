@@ -68,7 +68,10 @@ def build_report(
         "skipped": unsupported(run.original),
         "trade_off": _trade_off(run, original, compressed) if baselines and task else [],
         "commands": [f"laconic verify {built.name}", f"laconic inspect {built.name}"],
-        "warnings": run.notes,
+        "warnings": [
+            *run.notes,
+            *(text for step in run.steps for text in step.get("warnings", ())),
+        ],
     }
 
 

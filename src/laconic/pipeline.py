@@ -110,7 +110,10 @@ def compress(
             seed=seed,
             progress=progress or NullProgress(),
             architecture=artifact.Architecture.of(model, example_of(task) if task else None),
-            provenance={**job, "versions": measure.environment()["versions"]},
+            provenance={
+                **{name: value for name, value in job.items() if name != "budget"},
+                "versions": measure.environment()["versions"],
+            },
             extra_files=_tokenizer_files(source),
         )
         attach(run)
@@ -125,7 +128,7 @@ def compress(
         report = build_report(
             run, built, loaded, budget=budget, latency=latency, baselines=baselines
         )
-        report["provenance"] = {**run.provenance, "job": key}
+        report["provenance"] = {**run.provenance, "budget": budget, "job": key}
         result = Result.publish(built, folder, report, model=loaded, force=force, keep=keep)
         work.remove()
         return result

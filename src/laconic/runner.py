@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +16,7 @@ from torch import nn
 
 from laconic import artifact, measure
 from laconic.checkpoints import WorkFolder
-from laconic.errors import ConfigError
+from laconic.errors import ConfigError, LaconicWarning
 from laconic.forms.dense import Dense
 from laconic.forms.layers import install_, installed, to_form
 from laconic.plan import require_selection
@@ -91,7 +93,8 @@ def checkpointed(
     summary = run.work.finished(name)
     if summary is None:
         start = time.perf_counter()
-        details = work(run, index, name)
+        with _given_on() as said:
+            details = work(run, index, name)
         saved = save_state(run, name)
         quality = measure.evaluate(run.model, run.task, device=run.device) if run.task else None
         summary = {
@@ -100,12 +103,26 @@ def checkpointed(
             "bytes_after": saved,
             "metrics_after": quality,
             **({"details": details} if details else {}),
+            **({"warnings": said} if said else {}),
         }
         run.work.finish(name, summary)
     run.steps.append(summary)
     run.last_checkpoint = name
     if index + 1 < len(run.recipe.steps):
         restore(run, name)
+
+
+@contextmanager
+def _given_on() -> Iterator[list[str]]:
+    """Give each warning of the block on once, and yield a list that then holds laconic's own."""
+    told: list[str] = []
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        yield told
+    once = {(str(w.message), w.category, w.filename, w.lineno): w for w in said}
+    told += [str(w.message) for w in once.values() if issubclass(w.category, LaconicWarning)]
+    for w in once.values():
+        warnings.warn_explicit(w.message, w.category, w.filename, w.lineno, source=w.source)
 
 
 def run_one_step(run: Run, index: int, name: str) -> dict[str, Any]:

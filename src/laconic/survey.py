@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from laconic import artifact
-from laconic.budget import Assignment, LevelTable, meet
-from laconic.errors import LayerError
+from laconic.budget import Assignment, LevelTable, meet, smallest
+from laconic.errors import BudgetError, LayerError
 from laconic.forms.base import Form
 from laconic.forms.layers import install_
 from laconic.plan import require_selection
@@ -61,27 +61,36 @@ class Survey:
         self.fitted: dict[str, list[Fitted | None]] = {}
         self.table: LevelTable | None = None
 
-    def settle(self, limit: int, name: str) -> dict[str, Any]:
+    def settle(self, limit: int, name: str, *, final: bool) -> dict[str, Any]:
         """Choose and install levels so that the artefact measures at most ``limit`` bytes.
 
         Args:
             limit: Bytes on disk.
             name: Name of the checkpoint that is being made; trials are saved beside it.
+            final: No step comes after. Otherwise the smallest levels are taken where none fits,
+                for only the finished artefact can tell.
 
         Returns:
-            The level of every site, the limit, whether every site is at its best level, and why
-            more than the tolerance is left over, where it is.
+            The level of every site, the limit, whether every site is at its best or its smallest
+            level, and why more than the tolerance is left over, where it is.
 
         Raises:
-            BudgetError: Even the smallest levels measure more.
+            BudgetError: Even the smallest levels measure more, and ``final``.
         """
         if self.table is None:
             for index in self.steps:
                 self._fit_all(index)
             self.table = self._tabulate(f"{name}.trial")
-        met = meet(limit, lambda assignment: self._measure(assignment, f"{name}.trial"), self.table)
-        self._apply(met.assignment)
-        chosen = self._chosen(met.assignment)
+        least, reason = smallest(self.table), None
+        try:
+            met = meet(limit, lambda choice: self._measure(choice, f"{name}.trial"), self.table)
+            taken, reason = met.assignment, met.reason
+        except BudgetError:
+            if final:
+                raise
+            taken = least
+        self._apply(taken)
+        chosen = self._chosen(taken)
         for fitted in chosen.values():
             for said in fitted.said:
                 warnings.warn_explicit(said.message, said.category, said.filename, said.lineno)
@@ -89,8 +98,9 @@ class Survey:
         return {
             "levels": {site: fitted.name for site, fitted in chosen.items()},
             "budget_bytes": limit,
-            "at_best": list(met.assignment.choice) == best,
-            **({"reason": met.reason} if met.reason else {}),
+            "at_best": list(taken.choice) == best,
+            "at_least": taken.choice == least.choice,
+            **({"reason": reason} if reason else {}),
         }
 
     def _fit_all(self, index: int) -> None:
