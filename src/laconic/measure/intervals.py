@@ -81,7 +81,8 @@ def bootstrap(
         seed: Seed of the draws.
 
     Raises:
-        ConfigError: No examples, shapes that differ, or an option out of its bounds.
+        ConfigError: No examples, shapes that differ, no positive weight, or an option out of its
+            bounds.
 
     Source: B. Efron and R. Tibshirani, 1993, An Introduction to the Bootstrap, section 13.3.
     """
@@ -94,6 +95,8 @@ def bootstrap(
             " vectors of the same length, at least 1, and resamples >= 1."
         )
     drawn = _draws(top, down, resamples, seed)
+    if not down.sum() > 0:
+        raise ConfigError("bootstrap: weights sum to 0 or less; give positive ones.")
     value = float(top.sum() / down.sum())
     tail = (1 - confidence) / 2
     low, high = np.quantile(drawn, [tail, 1 - tail])
@@ -144,8 +147,8 @@ def quotient(
         through: Monotone function applied to value and ends, for example ``exp``.
     """
     down = torch.ones_like(sums) if weights is None else weights
-    value = float(sums.double().sum() / down.double().sum())
     ends = [through(end) for end in bootstrap(sums, down)]
+    value = float(sums.double().sum() / down.double().sum())
     return {
         "value": through(value),
         "low": min(ends),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from math import exp
 from typing import Any
 
@@ -61,8 +62,9 @@ def evaluate(
     """
     look = _LOOKS[task.kind]
     rows: list[Rows] = []
-    with judged(model, device):
-        for place, batch in walk(task, split, device=device, limit=limit, progress=progress):
+    steps = walk(task, split, device=device, limit=limit, progress=progress)
+    with judged(model, device), closing(steps):
+        for place, batch in steps:
             outputs = run(model, task, batch, place)
             found = {**look(outputs, batch, task), **_own(outputs, batch, task, place)}
             rows.append({k: require_finite(v, k, place).cpu() for k, v in found.items()})
@@ -105,8 +107,17 @@ def _look_classification(outputs: Tensor, batch: Batch, task: Task) -> Rows:
             f"task {task.name!r}: a classifier must return (examples, classes), got"
             f" {tuple(outputs.shape)}. Give Task(forward=...) or another kind."
         )
+    _require_range(batch["y"], outputs.shape[1], "label", "classes", task)
     hits = outputs.argmax(1) == batch["y"]
     return {"loss": _losses(outputs, batch, task), "hit": hits.long(), "y": batch["y"]}
+
+
+def _require_range(targets: Tensor, count: int, what: str, of: str, task: Task) -> None:
+    if len(wrong := targets[(targets < 0) | (targets >= count)]):
+        raise ConfigError(
+            f"task {task.name!r}: {what} {int(wrong[0])} does not fit the model, which has"
+            f" {count} {of}; give 0..{count - 1}, or the model that belongs to the task."
+        )
 
 
 def _sum_classification(rows: Rows, task: Task) -> dict[str, Any]:
@@ -129,17 +140,24 @@ def scored_tokens(batch: Batch) -> tuple[Tensor, Tensor]:
     """Return the next tokens (examples, T - 1) and which of them count.
 
     ``labels``, where given, replace the tokens as targets, and -100 in them does not count;
-    neither does padding, where ``attention_mask`` is 0.
+    neither does padding, where ``attention_mask`` is 0, nor what is predicted from padding.
     """
     targets = batch.get("labels", batch["input_ids"])[:, 1:]
     counted = targets != -100
     if "attention_mask" in batch:
-        counted = counted & batch["attention_mask"][:, 1:].bool()
+        real = batch["attention_mask"].bool()
+        counted = counted & real[:, 1:] & real[:, :-1]
     return targets, counted
 
 
 def _look_language(outputs: Tensor, batch: Batch, task: Task) -> Rows:
     targets, counted = scored_tokens(batch)
+    if outputs.ndim != 3 or outputs.shape[:2] != batch["input_ids"].shape:
+        raise ConfigError(
+            f"task {task.name!r}: a language model must return (examples, tokens, vocabulary),"
+            f" got {tuple(outputs.shape)}. Give Task(forward=...) or another kind."
+        )
+    _require_range(targets[counted], outputs.shape[2], "token", "tokens", task)
     logits = outputs[:, :-1].float()
     nats = F.cross_entropy(
         logits.flatten(0, 1), targets.masked_fill(~counted, 0).flatten(), reduction="none"

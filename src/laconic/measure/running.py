@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Literal
 
@@ -26,17 +26,17 @@ def judged(model: nn.Module, device: str | torch.device) -> Iterator[None]:
         raise ConfigError(
             f"the model lies on {sorted(map(str, homes))}; move it to one device first."
         )
-    model.eval()
-    if away:
-        model.to(device)
     try:
+        model.eval()
+        if away:
+            model.to(device)
         with torch.no_grad():
             yield
     finally:
-        if away:
-            model.to(next(iter(homes)))
         for module, mode in modes:
             module.training = mode
+        if away:
+            model.to(next(iter(homes)))
 
 
 def choose(task: Task, split: SplitName) -> Split:
@@ -62,8 +62,10 @@ def walk(
     limit: int | None = None,
     progress: Progress | None = None,
     label: str = "evaluate",
-) -> Iterator[tuple[str, Batch]]:
+) -> Generator[tuple[str, Batch], None, None]:
     """Yield ``(place, batch)`` over a split, in order; the place names the examples.
+
+    Close it where the walk may end early, so that its progress is closed too.
 
     Raises:
         ConfigError: No examples, or ``limit`` below 1.
@@ -77,15 +79,17 @@ def walk(
     shown = progress or NullProgress()
     bar = shown.start(label, total)
     first = 0
-    for batch in examples.batches(task.batch_size):
-        size = min(len(next(iter(batch.values()))), total - first)
-        moved = {name: tensor[:size].to(device) for name, tensor in batch.items()}
-        yield f"task {task.name!r}, {split} examples {first} to {first + size - 1}", moved
-        first += size
-        shown.advance(bar, size)
-        if first >= total:
-            break
-    shown.finish(bar)
+    try:
+        for batch in examples.batches(task.batch_size):
+            size = min(len(next(iter(batch.values()))), total - first)
+            moved = {name: tensor[:size].to(device) for name, tensor in batch.items()}
+            yield f"task {task.name!r}, {split} examples {first} to {first + size - 1}", moved
+            first += size
+            shown.advance(bar, size)
+            if first >= total:
+                break
+    finally:
+        shown.finish(bar)
 
 
 def run(model: nn.Module, task: Task, batch: Batch, place: str) -> Tensor:
@@ -96,7 +100,7 @@ def run(model: nn.Module, task: Task, batch: Batch, place: str) -> Tensor:
             first module that gave such a value.
     """
     outputs = task.forward(model, batch)
-    if torch.isnan(outputs).any() or torch.isposinf(outputs).any():
+    if _is_bad(outputs):
         raise BackendError(
             f"{place}: the model returned NaN or infinity, first in "
             f"{_first_bad(model, task, batch)}."
@@ -118,13 +122,30 @@ def require_finite(values: Tensor, what: str, place: str) -> Tensor:
     return values
 
 
+def _is_bad(values: Tensor) -> bool:
+    # Minus infinity is no fault: it is how logits are masked.
+    return bool(torch.isnan(values).any() or torch.isposinf(values).any())
+
+
+def tensors_in(output: object) -> Iterator[Tensor]:
+    """Yield the tensors of a module's output, however they are nested, in order."""
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, Mapping):
+        for value in output.values():
+            yield from tensors_in(value)
+    elif isinstance(output, list | tuple):
+        for value in output:
+            yield from tensors_in(value)
+
+
 def _first_bad(model: nn.Module, task: Task, batch: Batch) -> str:
-    """Return the name of the first module, in order of running, whose output is not finite."""
+    """Name the first module, in order of running, that gave NaN or plus infinity."""
     found: list[str] = []
 
     def watch(name: str, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
         def look(_module: nn.Module, _args: object, output: object) -> None:
-            if isinstance(output, Tensor) and not torch.isfinite(output).all():
+            if any(_is_bad(tensor) for tensor in tensors_in(output)):
                 found.append(name or type(module).__name__)
 
         return module.register_forward_hook(look)
