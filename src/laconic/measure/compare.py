@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from math import sqrt
 from typing import Any
 
@@ -12,7 +13,14 @@ from torch import Tensor, nn
 from laconic.errors import ConfigError
 from laconic.measure.intervals import Metric, quotient
 from laconic.measure.quality import scored_tokens
-from laconic.measure.running import SplitName, judged, require_finite, run, walk
+from laconic.measure.running import (
+    SplitName,
+    judged,
+    require_finite,
+    run,
+    tensors_in,
+    walk,
+)
 from laconic.progress import Progress
 from laconic.task import Task
 
@@ -45,16 +53,15 @@ def logit_kl(
         ``{"value", "low", "high", "n"}``; n counts predictions.
 
     Raises:
-        ConfigError: A regression task, or outputs of different shapes.
+        ConfigError: A regression task, outputs of different shapes, or nothing to predict.
         BackendError: An output is NaN or infinite.
     """
     if task.kind == "regression":
         raise ConfigError(f"logit_kl: task {task.name!r} is a regression, which has no logits.")
     sums, counts = [], []
-    with judged(original, device), judged(compressed, device):
-        for place, batch in walk(
-            task, split, device=device, limit=limit, progress=progress, label="logit KL"
-        ):
+    steps = walk(task, split, device=device, limit=limit, progress=progress, label="logit KL")
+    with judged(original, device), judged(compressed, device), closing(steps):
+        for place, batch in steps:
             left, right = (run(model, task, batch, place) for model in (original, compressed))
             if left.shape != right.shape:
                 raise ConfigError(
@@ -69,13 +76,16 @@ def logit_kl(
             sums.append(require_finite(kl.sum(1), "the KL divergence", place).cpu())
             counts.append(counted.reshape(len(kl), -1).sum(1).cpu())
     total = torch.cat(counts)
+    if not total.any():
+        raise ConfigError(f"logit_kl: task {task.name!r}: no token counts; give longer windows.")
     return quotient(torch.cat(sums), total, n=int(total.sum()))
 
 
 def divergence(left: Tensor, right: Tensor) -> Tensor:
     """Return KL(softmax(left) || softmax(right)) along the last axis, float64, never below 0."""
     p, q = left.double().log_softmax(-1), right.double().log_softmax(-1)
-    return (p.exp() * (p - q)).sum(-1).clamp_min(0.0)
+    gap = torch.where(p.isneginf(), 0.0, p - q)  # 0 ln 0 is 0: a class that is masked out
+    return (p.exp() * gap).sum(-1).clamp_min(0.0)
 
 
 def output_errors(
@@ -105,12 +115,12 @@ def output_errors(
 
     Returns:
         Errors by the parameter path of the site; a layer whose output is all zero in both has
-        error 0.
+        error 0, and one that the task never runs has no entry.
 
     Raises:
         ConfigError: The original lacks a module of the compressed model, or the outputs of a
             layer differ in shape.
-        BackendError: An error is NaN or infinite.
+        BackendError: An error is NaN or infinite; says at which site.
     """
     names = _site_names(compressed)
     left, right = dict(original.named_modules()), dict(compressed.named_modules())
@@ -124,15 +134,20 @@ def output_errors(
         batches = [b for _, b in walk(task, split, device=device, limit=limit)]
         owners = _called_owners(original, task, batches[0], names)
         sums = {owner: [0.0, 0.0] for owner in sorted(set(owners.values()))}
-        handles = [_compare_at(left[owner], right[owner], owner, sums[owner]) for owner in sums]
+        busy: set[str] = set()
+        handles = [
+            _compare_at(left[owner], right[owner], owner, total, busy)
+            for owner, total in sums.items()
+        ]
         try:
             for batch in batches:
                 task.forward(original, batch)
         finally:
             for handle in handles:
                 handle.remove()
-    errors = {name: _relative(*sums[owners[name]]) for name in names}
-    require_finite(torch.tensor(list(errors.values())), "an output error", "output_errors")
+    errors = {name: _relative(*sums[owner]) for name, owner in owners.items()}
+    for name, error in errors.items():
+        require_finite(torch.tensor(error), "the error of its output", f"output_errors: {name}")
     return errors
 
 
@@ -152,7 +167,7 @@ def _owner(name: str) -> str:
 def _called_owners(
     model: nn.Module, task: Task, batch: Mapping[str, Tensor], names: list[str]
 ) -> dict[str, str]:
-    """Return for each site the nearest module around it that is called in a forward pass."""
+    """Return for each site the nearest module around it that a forward pass calls, if any."""
     called: set[str] = set()
 
     def note(name: str, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
@@ -169,17 +184,28 @@ def _called_owners(
         owner = _owner(name)
         while owner and owner not in called:
             owner = _owner(owner)
-        owners[name] = owner
+        if owner in called:
+            owners[name] = owner
     return owners
 
 
 def _compare_at(
-    left: nn.Module, right: nn.Module, name: str, sums: list[float]
+    left: nn.Module, right: nn.Module, name: str, sums: list[float], busy: set[str]
 ) -> torch.utils.hooks.RemovableHandle:
-    """Run ``right`` on whatever ``left`` is called with, and add up squared errors."""
+    """Run ``right`` on whatever ``left`` is called with, and add up squared errors.
+
+    ``busy`` has a name while a right module runs: one that the two models share is not to be
+    watched then.
+    """
 
     def look(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        y, other = _tensor(output), _tensor(right(*args, **kwargs))
+        if busy:
+            return
+        busy.add(name)
+        try:
+            y, other = _tensor(output, name), _tensor(right(*args, **kwargs), name)
+        finally:
+            busy.clear()
         if y.shape != other.shape:
             raise ConfigError(
                 f"output_errors: {name}: outputs have shapes {tuple(y.shape)} and"
@@ -191,14 +217,15 @@ def _compare_at(
     return left.register_forward_hook(look, with_kwargs=True)
 
 
-def _tensor(output: Any) -> Tensor:
-    """Return the first tensor of a module's output."""
-    if isinstance(output, Tensor):
-        return output
-    first = getattr(output, "logits", None)
-    if first is None:
-        first = output[0]
-    return first if isinstance(first, Tensor) else _tensor(first)
+def _tensor(output: Any, name: str) -> Tensor:
+    """Return the first tensor of a module's output, however it is nested."""
+    logits = getattr(output, "logits", None)
+    for tensor in tensors_in(output if logits is None else logits):
+        return tensor
+    raise ConfigError(
+        f"output_errors: {name}: the module returned {type(output).__name__} without a tensor;"
+        " its weights cannot be judged by its output."
+    )
 
 
 def _relative(error: float, norm: float) -> float:
