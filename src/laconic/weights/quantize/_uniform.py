@@ -55,9 +55,7 @@ def divisors(number: int) -> list[int]:
     return low + [number // d for d in reversed(low) if d * d != number]
 
 
-def resolve_group_size(
-    wanted: GroupSize, cols: int, *, site: str, most: int = AUTO_MOST
-) -> int:
+def resolve_group_size(wanted: GroupSize, cols: int, *, site: str, most: int = AUTO_MOST) -> int:
     """Return the group size for rows of ``cols`` weights.
 
     ``"auto"`` is the largest divisor of ``cols`` up to ``most``; where that is below 16, the
