@@ -103,8 +103,31 @@ def example_input(
     """Return one example for a forward pass: from data, of a shape, or random tokens.
 
     Raises:
-        ConfigError: None of the three says what the model takes.
+        ConfigError: None of the three says what the model takes, or it does not take that.
     """
+    example = _example(model, folder, data=data, shape=shape, tokens=tokens, seed=seed)
+    try:
+        with torch.no_grad():
+            model(**example) if isinstance(example, dict) else model(example)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        held = example if isinstance(example, dict) else {"input": example}
+        shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in held.items())
+        raise ConfigError(
+            f"{folder}: {type(model).__name__} does not take {shapes}: {error}. Give --data NAME "
+            "or --input SHAPE of what it was made for."
+        ) from error
+    return example
+
+
+def _example(
+    model: nn.Module,
+    folder: Path,
+    *,
+    data: str | None,
+    shape: Sequence[int] | None,
+    tokens: int,
+    seed: int,
+) -> Example:
     if data is not None:
         batch = next(iter(load_task(data, seed=seed).test.batches(1)))
         inputs = {name: tensor[:1] for name, tensor in model_inputs(batch).items()}

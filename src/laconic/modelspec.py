@@ -9,7 +9,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from laconic.errors import ArtifactError, ConfigError, UnsupportedModelError, nearest
+from laconic.errors import (
+    ArtifactError,
+    ConfigError,
+    LaconicError,
+    UnsupportedModelError,
+    nearest,
+)
 from laconic.extras import require
 
 if TYPE_CHECKING:
@@ -77,7 +83,8 @@ def _from_factory(spec: str) -> tuple[nn.Module, Any | None]:
     from torch import nn
 
     made = _attribute(spec, "MODEL")
-    made = made() if callable(made) and not isinstance(made, nn.Module) else made
+    if callable(made) and not isinstance(made, nn.Module):
+        made = _called("MODEL", spec, made, {})
     model, tokenizer = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(model, nn.Module):
         raise ConfigError(
@@ -85,6 +92,20 @@ def _from_factory(spec: str) -> tuple[nn.Module, Any | None]:
             "pair of a module and its tokenizer."
         )
     return model, tokenizer
+
+
+def _called(what: str, spec: str, made: Callable[..., Any], options: Mapping[str, Any]) -> Any:
+    """Call a user's factory; whatever it raises is told in one line."""
+    try:
+        return made(**options)
+    except LaconicError:
+        raise
+    except Exception as error:  # the code is not ours
+        given = ", ".join(f"{key}={value!r}" for key, value in options.items())
+        raise ConfigError(
+            f"{what} {spec!r}: {made.__name__ if hasattr(made, '__name__') else spec}({given}) "
+            f"raised {type(error).__name__}: {error}. Mend the factory, or what it is given."
+        ) from error
 
 
 def _attribute(spec: str, what: str) -> Any:
@@ -103,6 +124,12 @@ def _attribute(spec: str, what: str) -> Any:
                 "Run from the folder that holds it, or install it."
             ) from error
         raise ConfigError(f"{what} {spec!r}: {module_name} needs {missing!r}: {error}.") from error
+    except LaconicError:
+        raise
+    except Exception as error:  # the code is not ours
+        raise ConfigError(
+            f"{what} {spec!r}: importing {module_name} raised {type(error).__name__}: {error}."
+        ) from error
     if not hasattr(module, name):
         public = [key for key in vars(module) if not key.startswith("_")]
         raise ConfigError(
@@ -140,10 +167,7 @@ def load_weights_(model: nn.Module, path: Path) -> None:
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
-    import pickle
-
     import torch
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     if not path.is_file():
@@ -152,10 +176,12 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         held = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0][:200]
+    except Exception as error:  # a damaged file makes the reader of .pt files raise anything
+        first = (str(error).splitlines() or [""])[0]
+        reason = f"{type(error).__name__}: {first.partition('. ')[0][:200]}"
         raise ArtifactError(
-            path.name, f"not a file of tensors alone ({reason}); save model.state_dict()"
+            path.name,
+            f"not a file of tensors alone ({reason}); save model.state_dict(), best as safetensors",
         ) from error
     for key in _INNER_KEYS:
         if isinstance(held, Mapping) and isinstance(held.get(key), Mapping):
@@ -243,7 +269,7 @@ def load_task(
 
     if _FACTORY.match(name):
         task = _attribute(name, "--data")
-        task = task if isinstance(task, Task) else task(**options)
+        task = task if isinstance(task, Task) else _called("--data", name, task, options)
         if not isinstance(task, Task):
             raise ConfigError(f"--data {name!r} gave {type(task).__name__}, not a laconic Task.")
         return task
@@ -252,6 +278,28 @@ def load_task(
     if tokenizer is not None and "tokenizer" in takes and "tokenizer" not in options:
         extra["tokenizer"] = _as_function(tokenizer)
     return datasets.load(name, seed=seed, **options, **extra)
+
+
+def require_fit(model: nn.Module, task: Task) -> None:
+    """Run one example of a task through a model, so that a wrong pair fails before any work.
+
+    Raises:
+        ConfigError: The model or the loss does not take the example; has its shapes.
+    """
+    import torch
+
+    batch = next(iter(task.test.batches(1)))
+    try:
+        with torch.no_grad():
+            task.compute_loss(task.forward(model, batch), batch)
+    except LaconicError:
+        raise
+    except Exception as error:  # any model may meet any data here
+        shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in batch.items())
+        raise ConfigError(
+            f"data {task.name!r} does not fit {type(model).__name__}: an example with {shapes} "
+            f"raised {type(error).__name__}: {error}. Give the data that the model was made for."
+        ) from error
 
 
 def _as_function(tokenizer: Any) -> Callable[[str], list[int]]:

@@ -124,17 +124,30 @@ class LazyGroup(click.Group):
         write_examples(self.examples, formatter)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run; an error of ours becomes one line and exit code 1, a warning one line."""
+        """Run; an error becomes one line and exit code 1, a warning of ours one line."""
         with warnings.catch_warnings():
             warnings.simplefilter("always", LaconicWarning)
             warnings.showwarning = _show_warning(warnings.showwarning)
             try:
                 return super().invoke(ctx)
-            except LaconicError as error:
-                if ctx.find_root().meta.get("laconic.debug"):
+            except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+                raise
+            except Exception as error:  # whatever it is, a user gets a line and not a traceback
+                debug = bool(ctx.find_root().meta.get("laconic.debug"))
+                if debug:
                     click.echo(traceback.format_exc(), err=True, nl=False)
-                click.echo(f"laconic: error: {one_line(str(error))}", err=True)
+                click.echo(f"laconic: error: {_told(error, debug=debug)}", err=True)
                 ctx.exit(1)
+
+
+def _told(error: Exception, *, debug: bool) -> str:
+    text = one_line(str(error))
+    if isinstance(error, LaconicError):
+        return text
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    more = "" if debug else " (not an error that laconic foresaw: --debug shows where it arose)"
+    return f"{type(error).__name__}: {text}{more}"
 
 
 def one_line(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -112,7 +113,12 @@ def budget_text(_: click.Context, __: click.Parameter, given: str | None) -> str
 
 def command_line(context: click.Context) -> str:
     """Return the line that runs a command again, without options that have their default."""
-    words = ["laconic", *context.command_path.split()[1:]]
+    path = context
+    words: list[str] = []
+    while path.parent is not None:  # the root has the name of the program, whatever ran it
+        words.insert(0, path.info_name or "")
+        path = path.parent
+    words.insert(0, "laconic")
     for parameter in context.command.params:
         value = context.params.get(parameter.name or "")
         if isinstance(parameter, click.Argument):
@@ -126,8 +132,17 @@ def _spelt(option: str, value: Any) -> list[str]:
     if value is True:
         return [option]
     if isinstance(value, dict):
-        return [word for key, item in value.items() for word in (option, f"{key}={item}")]
+        return [word for key, item in value.items() for word in (option, f"{key}={_yaml(item)}")]
     return [option, str(value)]
+
+
+def _yaml(item: Any) -> str:
+    """Return a value as a line of YAML that reads as the same value."""
+    import yaml
+
+    if isinstance(item, str) and yaml.safe_load(item) == item:
+        return item
+    return json.dumps(item)
 
 
 def prepare(seed: int, threads: int | None, device: str) -> None:
@@ -156,7 +171,7 @@ def load(
     seed: int = 0,
 ) -> tuple[nn.Module, Task | None, Any | None]:
     """Load the model, and the task where ``--data`` is given, with the model's tokenizer."""
-    from laconic.modelspec import load_model, load_task
+    from laconic.modelspec import load_model, load_task, require_fit
 
     if options and not data:
         raise click.UsageError("--data-option needs --data.")
@@ -166,7 +181,38 @@ def load(
         datasets.describe(data)  # a misspelt name fails before the model is loaded
     loaded, tokenizer = load_model(model, weights)
     task = load_task(data, tokenizer=tokenizer, seed=seed, options=options or {}) if data else None
+    if task is not None:
+        require_fit(loaded, task)
     return loaded, task, tokenizer
+
+
+def require_artifact(folder: Path) -> None:
+    """Refuse a folder that laconic did not write.
+
+    Raises:
+        ConfigError: It has no manifest.
+    """
+    if not (folder / "laconic.json").is_file():
+        raise ConfigError(
+            f"{folder} is not a folder that laconic wrote: it has no laconic.json. Give the --out "
+            "of laconic compress."
+        )
+
+
+def require_apart(out: Path, *inputs: str | Path | None) -> None:
+    """Refuse to write over what is read: ``--force`` would delete it first.
+
+    Raises:
+        ConfigError: ``out`` is one of the inputs, holds one, or holds the current folder.
+    """
+    target = out.resolve()
+    for given in (*inputs, Path.cwd()):
+        if (
+            given is not None
+            and Path(given).exists()
+            and Path(given).resolve().is_relative_to(target)
+        ):
+            raise ConfigError(f"--out {out} holds {given}, which is read here. Give another --out.")
 
 
 def example_options(function: _Function) -> _Function:

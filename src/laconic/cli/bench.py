@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 import click
 
 from laconic.cli._group import Command
-from laconic.cli._options import FOLDER, example_options, json_option, prepare, run_options
+from laconic.cli._options import (
+    FOLDER,
+    example_options,
+    json_option,
+    prepare,
+    require_artifact,
+    run_options,
+)
 from laconic.cli._output import note, show, show_json
 
 if TYPE_CHECKING:
@@ -59,6 +66,7 @@ def command(
         raise click.UsageError(f"--device {device}: bench times on the cpu.")
     from laconic.bench import run_bench
 
+    require_artifact(folder)
     prepare(seed, threads, device)
     result = run_bench(
         folder,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import shlex
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -15,20 +18,28 @@ from laconic.cli._options import (
     json_option,
     load,
     prepare,
+    require_apart,
     run_options,
     weights_option,
 )
 from laconic.cli._output import note, show, show_json
+from laconic.errors import RecipeError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from laconic.plan import Plan
+    from laconic.recipe import Recipe
+    from laconic.result import Result
+    from laconic.task import Task
 
 EXAMPLES = (
     "laconic compress ./my-model --recipe w4 --out small",
     "laconic compress ./my-model --recipe w4-gptq --data wikitext2 --out small",
     "laconic compress net:build --weights net.safetensors --recipe deep-compression "
     "--data digits --budget 20x --out small",
-    "laconic compress ./my-model --recipe 2-4-w4 --dry-run",
+    "laconic compress ./my-model --recipe w4 --coding smallest --out smaller",
+    "laconic compress ./my-model --recipe 2:4-w4 --dry-run",
 )
 
 
@@ -40,6 +51,11 @@ EXAMPLES = (
     metavar="SIZE",
     callback=budget_text,
     help="Largest size on disk: 1.5MB, 8x smaller, or 3bits a weight.",
+)
+@click.option(
+    "--coding",
+    type=click.Choice(["fast", "smallest"]),
+    help="Entropy coding: fast to load, or smallest of all; the recipe's own by default.",
 )
 @weights_option
 @data_options
@@ -55,6 +71,7 @@ def command(
     model: str,
     recipe: str,
     budget: str | None,
+    coding: Literal["fast", "smallest"] | None,
     weights: Path | None,
     data: str | None,
     data_options: dict[str, Any],
@@ -78,27 +95,23 @@ def command(
         raise click.UsageError("--out FOLDER is needed (or --dry-run).")
     from laconic.files import refuse_existing
     from laconic.modelspec import hub_folder
-    from laconic.recipe import Recipe
 
     prepare(seed, threads, device)
-    plan_of = Recipe.load(recipe)
-    if out is not None and not resume and not dry_run:
-        refuse_existing(out, force=force)
+    steps = _recipe(recipe, coding)
+    if out is not None and not dry_run:
+        require_apart(out, model, weights, recipe)
+        if not resume:
+            refuse_existing(out, force=force)
     loaded, task, _ = load(model, weights, data, data_options, seed)
-    if dry_run:
-        from laconic.plan import make_plan
-
-        _show_plan(make_plan(loaded, plan_of), as_json=as_json)
+    if out is None or dry_run:
+        _show_plan(loaded, steps, task, budget, as_json=as_json)
         return
     from laconic.pipeline import compress
     from laconic.progress import progress_on
-    from laconic.report import to_json, write
-    from laconic.report.terminal import final_table, steps_table
 
-    context = click.get_current_context()
     result = compress(
         loaded,
-        plan_of,
+        steps,
         task,
         out=out,
         budget=budget,
@@ -112,21 +125,89 @@ def command(
         source=hub_folder(model),
         progress=progress_on(),
     )
-    lines = (command_line(context), f"laconic verify {out}", f"laconic inspect {out}")
+    _show_result(result, out, as_json=as_json)
+
+
+def _recipe(name: str, coding: Literal["fast", "smallest"] | None) -> Recipe:
+    from laconic.recipe import Recipe
+
+    found = Recipe.load(name)
+    return replace(found, coding=coding) if coding else found
+
+
+def _show_result(result: Result, out: Path, *, as_json: bool) -> None:
+    from laconic.report import to_json, write
+    from laconic.report.terminal import final_table, steps_table
+
+    lines = (
+        command_line(click.get_current_context()),
+        shlex.join(["laconic", "verify", str(out)]),
+        shlex.join(["laconic", "inspect", str(out)]),
+    )
     report = result.report.model_copy(update={"commands": lines})
-    write(report, Path(str(out)))
+    write(report, out)
     if as_json:
         click.echo(to_json(report), nl=False)
     else:
         show(steps_table(report), final_table(report))
-    note(f"Wrote {out} (open {Path(str(out)) / 'report.html'})")
+    note(f"Wrote {out} (open {out / 'report.html'})")
 
 
-def _show_plan(plan: Plan, *, as_json: bool) -> None:
-    from laconic.report.terminal import plain_table
-    from laconic.units import format_bytes
+def _show_plan(
+    model: nn.Module, recipe: Recipe, task: Task | None, budget: str | None, *, as_json: bool
+) -> None:
+    from laconic.plan import make_plan
 
-    rows = [
+    plan = make_plan(model, recipe)
+    limit = _budget_bytes(model, plan, budget)
+    lacking = _lacking(recipe, task)
+    if as_json:
+        show_json(
+            {
+                "sites": _plan_rows(plan),
+                "rest_bytes": plan.rest_bytes,
+                "bytes_original": plan.original_bytes,
+                "bytes_predicted": plan.predicted_bytes,
+                "budget_bytes": limit,
+                "unsupported": plan.unsupported,
+                "lacking": lacking,
+            }
+        )
+        return
+    _show_plan_table(plan)
+    if limit is not None:
+        from laconic.units import format_bytes
+
+        show(f"Budget {budget}: at most {format_bytes(limit)} on disk; levels are chosen by a run.")
+    for line in lacking:
+        show(f"Not yet: {line}")
+
+
+def _budget_bytes(model: nn.Module, plan: Plan, budget: str | None) -> int | None:
+    if budget is None:
+        return None
+    from laconic import measure
+    from laconic.budget import parse_budget
+
+    weights = sum(math.prod(site.shape) for site in plan.sites)
+    return parse_budget(budget).bytes_for(
+        original_bytes=measure.dense_bytes(model), weights=weights
+    )
+
+
+def _lacking(recipe: Recipe, task: Task | None) -> list[str]:
+    """Return what the steps still need before they can run."""
+    lines = []
+    for number, step in enumerate(recipe.steps, 1):
+        try:
+            step.check_data(task)
+        except RecipeError as error:
+            lines.append(f"step {number}: {error}")
+    return lines
+
+
+def _plan_rows(plan: Plan) -> list[dict[str, Any]]:
+    return [
         {
             "name": site.name,
             "kind": site.kind,
@@ -138,17 +219,12 @@ def _show_plan(plan: Plan, *, as_json: bool) -> None:
         }
         for site in plan.sites
     ]
-    if as_json:
-        show_json(
-            {
-                "sites": rows,
-                "rest_bytes": plan.rest_bytes,
-                "bytes_original": plan.original_bytes,
-                "bytes_predicted": plan.predicted_bytes,
-                "unsupported": plan.unsupported,
-            }
-        )
-        return
+
+
+def _show_plan_table(plan: Plan) -> None:
+    from laconic.report.terminal import plain_table
+    from laconic.units import format_bytes
+
     cells = [
         [
             site.name,

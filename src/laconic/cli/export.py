@@ -13,6 +13,8 @@ from laconic.cli._options import (
     json_option,
     out_options,
     prepare,
+    require_apart,
+    require_artifact,
     run_options,
 )
 from laconic.cli._output import note, show_json
@@ -58,6 +60,8 @@ def command(
     from laconic.bench import dense_model, example_input
     from laconic.files import refuse_existing
 
+    require_artifact(folder)
+    require_apart(out, folder)
     prepare(seed, threads, device)
     refuse_existing(out, force=force)
     if target == "dense":

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from laconic.cli._group import Command
-from laconic.cli._options import FOLDER, json_option
+from laconic.cli._options import FOLDER, json_option, require_artifact
 from laconic.cli._output import show, show_json
 
 EXAMPLES = ("laconic inspect small", "laconic inspect small --json")
@@ -21,6 +21,7 @@ def command(folder: Path, as_json: bool) -> None:
     """Show what is in the compressed model in FOLDER: files, forms, bits, weight by weight."""
     from laconic import artifact
 
+    require_artifact(folder)
     found = artifact.inspect(folder)
     if as_json:
         show_json(found)

@@ -64,9 +64,10 @@ def command(
     progress = progress_on()
     metrics = measure.evaluate(loaded, task, device=device, limit=limit, progress=progress)
     if original is not None:
-        from laconic.modelspec import load_model
+        from laconic.modelspec import load_model, require_fit
 
         reference, _ = load_model(original, original_weights)
+        require_fit(reference, task)
         metrics["logit_kl"] = measure.logit_kl(reference, loaded, task)
     if as_json:
         show_json({"model": model, "data": data, "metrics": metrics})

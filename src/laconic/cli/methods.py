@@ -90,7 +90,8 @@ def _show_one(entry: Entry, *, as_json: bool) -> None:
         for s in row["settings"]
     ]
     headings = ["setting", "type", "default", "bounds", "meaning"]
-    click.echo(f"{entry.name} ({entry.family}): {entry.summary}\nSource: {entry.source}\n")
+    summary = entry.summary.replace("``", "")
+    click.echo(f"{entry.name} ({entry.family}): {summary}\nSource: {entry.source}\n")
     show(plain_table("Settings", headings, cells, text_columns=5))
 
 
