@@ -88,7 +88,7 @@ def test_only_what_stands_out_is_said_to_hurt() -> None:
         nn.init.normal_(layer.weight)  # type: ignore[arg-type]
     assert diagnose(net).hurt == ()
     with torch.no_grad():
-        net[2].weight.copy_(torch.randn(64, 64) ** 5)  # heavy tails  # type: ignore[operator]
+        net[2].weight.sign_()  # no weight is small: none can go  # type: ignore[operator]
     found = diagnose(net)
     assert found.hurt[0][0] == "2.weight"
     assert found.hurt[0][1] >= 2
