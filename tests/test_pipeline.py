@@ -170,7 +170,8 @@ def test_what_later_steps_add_is_taken_from_the_dial(task: Task) -> None:
     with pytest.raises(BudgetError) as caught:
         compress(even_mlp(), steps, task, budget="4kB")
     least, added = re.search(  # type: ignore[union-attr]
-        r"the smallest artefact .* is [\d.]+ kB \((\d+) B\), .* steps after magnitude added (\d+) B",
+        r"the smallest artefact .* is [\d.]+ kB \((\d+) B\), .* "
+        r"steps after magnitude added (\d+) B",
         str(caught.value),
     ).groups()
     assert int(least) > 4000
@@ -238,7 +239,6 @@ def test_dials_over_disjoint_sites_share_a_budget(tmp_path: Path) -> None:
         forms = {row["name"]: row["form"] for row in site_rows(result)}
         assert forms["table.weight"].startswith("codebook")
         assert forms["up.weight"].startswith("quantized")
-    print(rows)
     assert rows["small"]["table.weight"] < rows["large"]["table.weight"]
     assert rows["small"]["up.weight"] < rows["large"]["up.weight"]
 
