@@ -31,7 +31,7 @@ RESNET = """
 name: deep-compression
 coding: smallest
 steps:
-  - magnitude: {sparsity: 0.7, scope: global}
+  - magnitude: {sparsity: 0.8, scope: global}
   - recover: {epochs: 8, batch_size: 128, lr: 0.001}
   - kmeans: {bits: 5}
   - recover: {epochs: 3, batch_size: 128, lr: 0.0003}
