@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from laconic.measure._onnx import export_onnx
 from laconic.measure.compare import logit_kl, output_errors
 from laconic.measure.environment import environment
 from laconic.measure.intervals import Metric, bootstrap, wilson
-from laconic.measure.latency import Timing, export_onnx, latency, peak_memory
+from laconic.measure.latency import Timing, latency, peak_memory
 from laconic.measure.quality import evaluate
 from laconic.measure.size import dense_bytes, model_bytes
 

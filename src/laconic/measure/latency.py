@@ -18,12 +18,12 @@ from typing import Any, Self, TypedDict
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from laconic.errors import BackendError, ConfigError
-from laconic.extras import require
 
 _REST_S = 0.02  # between turns, so that the last one's idle threads go to sleep
+_GRACE_S = 5.0  # for a process to end once its output is closed
 _TARGET_MS = 20.0  # a turn takes about this long, or one call where a call takes longer
 
 
@@ -121,55 +121,6 @@ def peak_memory(
     return {"peak_bytes": int(reply["peak_bytes"]), "start_bytes": int(reply["start_bytes"])}
 
 
-def export_onnx(model: nn.Module, example: Tensor | Mapping[str, Tensor], path: Path | str) -> Path:
-    """Write a dense model as ONNX, with a batch axis of any size, for the fp32 baseline.
-
-    Args:
-        model: A model without installed forms, in float32.
-        example: Input, as for :func:`latency`.
-        path: File to write, ending in ``.onnx``.
-
-    Returns:
-        The path.
-
-    Raises:
-        MissingExtraError: The packages onnx and onnxscript are not installed.
-        BackendError: The exporter does not know an operation of the model.
-    """
-    for package in ("onnx", "onnxscript"):
-        require(package, "onnx", purpose="ONNX export")
-    inputs = _named(example)
-    # Two examples: an axis of length 1 would be taken for fixed.
-    held = {name: _fill(tensor, 2) for name, tensor in inputs.items()}
-    axes = {name: {0: torch.export.Dim("batch")} for name in held}
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        _export(model, held, axes, Path(path), by_name=isinstance(example, Mapping))
-    except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
-        raise BackendError(f"ONNX export of {type(model).__name__} failed: {error}") from error
-    finally:
-        for module, mode in modes:
-            module.training = mode
-    return Path(path)
-
-
-def _export(
-    model: nn.Module, held: dict[str, Tensor], axes: dict[str, Any], path: Path, *, by_name: bool
-) -> None:
-    torch.onnx.export(
-        model,
-        args=() if by_name else tuple(held.values()),
-        kwargs=held if by_name else None,
-        f=str(path),
-        input_names=list(held),
-        dynamic_shapes=axes if by_name else tuple(axes.values()),
-        dynamo=True,
-        external_data=False,
-        verbose=False,
-    )
-
-
 def _check(variants: Mapping[str, Path | str], sizes: Sequence[int], **counts: int) -> None:
     for name, value in {**counts, "batch_sizes": min(sizes, default=0)}.items():
         if value < 1:
@@ -225,7 +176,8 @@ def _write_example(example: Tensor | Mapping[str, Tensor], folder: Path) -> Path
     if not tensors or any(t.ndim < 1 or len(t) < 1 for t in tensors.values()):
         raise ConfigError("latency: example needs tensors with at least one example each.")
     save_file(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+        # Clones: two inputs may be one tensor, which the format does not hold twice.
+        {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()},
         folder / "example.safetensors",
     )
     return folder / "example.safetensors"
@@ -290,15 +242,20 @@ class _Child:
     def _read(self) -> dict[str, Any]:
         if self._process.stdout is None:
             raise BackendError(f"latency: variant {self._name!r}: the process has no output.")
-        watch = threading.Timer(self._timeout_s, self._process.kill)
+        late = threading.Event()
+
+        def stop() -> None:
+            late.set()  # before the kill, which lets the reader go on
+            self._process.kill()
+
+        watch = threading.Timer(self._timeout_s, stop)
         watch.start()
         try:
             line = self._process.stdout.readline()
         finally:
-            timed_out = not watch.is_alive()
             watch.cancel()
         if not line:
-            why = f"no reply in {self._timeout_s:g} s" if timed_out else "it ended"
+            why = f"no reply in {self._timeout_s:g} s" if late.is_set() else "it ended"
             raise self._failure(why)
         reply: dict[str, Any] = json.loads(line)
         if "error" in reply:
@@ -306,7 +263,11 @@ class _Child:
         return reply
 
     def _failure(self, why: str) -> BackendError:
-        self._process.wait(timeout=5)
+        try:
+            self._process.wait(timeout=_GRACE_S)
+        except subprocess.TimeoutExpired:  # its output is closed, but it lives on
+            self._process.kill()
+            self._process.wait()
         self._errors.seek(0)
         said = self._errors.read().decode(errors="replace").strip().splitlines()[-5:]
         return BackendError(
