@@ -48,12 +48,14 @@ def model_bytes(path: Path | str) -> dict[str, int]:
 def dense_bytes(model: nn.Module) -> int:
     """Return the bytes of a model's state dict as a plain safetensors file, tied weights once."""
     named: dict[str, Tensor] = {}
-    seen: set[tuple[int, tuple[int, ...]]] = set()
+    seen: set[tuple[object, ...]] = set()
     for name, tensor in model.state_dict().items():
-        place = (tensor.data_ptr(), tuple(tensor.shape))
+        place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
         if not tensor.numel() or place not in seen:
-            named[name] = tensor
-            seen.add(place)
+            storage = tensor.untyped_storage().data_ptr()
+            # A part of another tensor is no tie: a plain file holds both.
+            named[name] = tensor.clone() if (storage,) in seen else tensor
+            seen |= {place, (storage,)}
     with tempfile.TemporaryDirectory(prefix="laconic-") as folder:
         file = Path(folder) / "model.safetensors"
         save_file({name: t.detach().cpu().contiguous() for name, t in named.items()}, file)
