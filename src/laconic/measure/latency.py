@@ -18,10 +18,9 @@ from typing import Any, Self, TypedDict
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from laconic.errors import BackendError, ConfigError
-from laconic.extras import require
 
 _REST_S = 0.02  # between turns, so that the last one's idle threads go to sleep
 _GRACE_S = 5.0  # for a process to end once its output is closed
@@ -120,55 +119,6 @@ def peak_memory(
             child.ask({"do": "time", "batch_size": batch_size, "calls": 1})
             reply = child.ask({"do": "memory"})
     return {"peak_bytes": int(reply["peak_bytes"]), "start_bytes": int(reply["start_bytes"])}
-
-
-def export_onnx(model: nn.Module, example: Tensor | Mapping[str, Tensor], path: Path | str) -> Path:
-    """Write a dense model as ONNX, with a batch axis of any size, for the fp32 baseline.
-
-    Args:
-        model: A model without installed forms, in float32.
-        example: Input, as for :func:`latency`.
-        path: File to write, ending in ``.onnx``.
-
-    Returns:
-        The path.
-
-    Raises:
-        MissingExtraError: The packages onnx and onnxscript are not installed.
-        BackendError: The exporter does not know an operation of the model.
-    """
-    for package in ("onnx", "onnxscript"):
-        require(package, "onnx", purpose="ONNX export")
-    inputs = _named(example)
-    # Two examples: an axis of length 1 would be taken for fixed.
-    held = {name: _fill(tensor, 2) for name, tensor in inputs.items()}
-    axes = {name: {0: torch.export.Dim("batch")} for name in held}
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        _export(model, held, axes, Path(path), by_name=isinstance(example, Mapping))
-    except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
-        raise BackendError(f"ONNX export of {type(model).__name__} failed: {error}") from error
-    finally:
-        for module, mode in modes:
-            module.training = mode
-    return Path(path)
-
-
-def _export(
-    model: nn.Module, held: dict[str, Tensor], axes: dict[str, Any], path: Path, *, by_name: bool
-) -> None:
-    torch.onnx.export(
-        model,
-        args=() if by_name else tuple(held.values()),
-        kwargs=held if by_name else None,
-        f=str(path),
-        input_names=list(held),
-        dynamic_shapes=axes if by_name else tuple(axes.values()),
-        dynamo=True,
-        external_data=False,
-        verbose=False,
-    )
 
 
 def _check(variants: Mapping[str, Path | str], sizes: Sequence[int], **counts: int) -> None:
