@@ -66,13 +66,18 @@ def _program(model: nn.Module, held: dict[str, Tensor], *, by_name: bool) -> Any
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep back what the exporter says of itself: missing torchvision, its own deprecations."""
+    """Keep back what the exporter says of itself: missing torchvision, its own deprecations.
+
+    So too that inputs share the batch axis, which is what we ask for.
+    """
     log = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = log.level
     log.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
+            shared = ".*axis name: batch will not be used, since it shares"
+            warnings.filterwarnings("ignore", message=shared, category=UserWarning)
             yield
     finally:
         log.setLevel(level)
