@@ -89,7 +89,8 @@ class SparseGpt(PruneStep):
             factor = inverse_factor(part, damping=self.damping, site=site.name)
             held = None if earlier is None else earlier[rows]
             dead = None if factor.blind else factor.dead
-            column = _Prune(self, factor.upper.diagonal(), dead, held, mask[rows])
+            diagonal = factor.upper.diagonal()
+            column = _Prune(self, diagonal, dead, held, mask[rows], first=rows.start)
             values[rows] = sweep(matrix[rows], factor.upper, column, block=self._block())
             blind += factor.blind
         if blind:
@@ -123,12 +124,13 @@ class _Prune:
     dead: Tensor | None
     earlier: Tensor | None
     mask: Tensor
+    first: int = 0  # rows of the site before these
 
     def begin(self, start: int, stop: int, weight: Tensor) -> None:
         """Choose the weights of a block, by score over all its rows, where there is no pattern."""
         if self.step.pattern is None:
             scores = self._scores(start, stop, weight)
-            removed = smallest(scores, round(self.step.sparsity * scores.numel()))
+            removed = smallest(scores, self._zeros(*scores.shape))
             kept = ~removed if self.earlier is None else ~removed & self.earlier[:, start:stop]
             self.mask[:, start:stop] = kept
 
@@ -140,6 +142,11 @@ class _Prune:
                 self.mask[:, index : index + size] = ~smallest_in_groups(scores, keep, size)
         value = weight[:, 0] * self.mask[:, index]
         return value if self.earlier is None else value * self.earlier[:, index]
+
+    def _zeros(self, rows: int, width: int) -> int:
+        """Return this part's share of the zeros; over all parts they add up to the exact count."""
+        done = round(self.step.sparsity * self.first * width)
+        return round(self.step.sparsity * (self.first + rows) * width) - done
 
     def _scores(self, start: int, stop: int, weight: Tensor) -> Tensor:
         scores = (weight / self.diagonal[start:stop]).square()

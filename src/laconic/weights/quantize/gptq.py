@@ -32,6 +32,7 @@ class Gptq(UniformStep):
     Args:
         bits: Stored bits per weight, 2..8, without scales.
         group_size: Weights that share one scale, along the input axis; must divide it.
+        group_limit: Largest group that group_size ``"auto"`` may choose.
         symmetric: No zero point; else one of ``bits`` bits a group.
         range: How the range of a group is chosen, as for round-to-nearest.
         scale_dtype: Type that scales are stored in.

@@ -30,6 +30,7 @@ class RoundToNearest(UniformStep):
     Args:
         bits: Stored bits per weight, 2..8, without scales.
         group_size: Weights that share one scale, along the input axis; must divide it.
+        group_limit: Largest group that group_size ``"auto"`` may choose.
         symmetric: No zero point; else one of ``bits`` bits a group.
         range: ``"absmax"``, or ``"mse"``: ends shrunk by 1 - i/100, i = 0..79, to the least
             ``sum |w' - w|**2.4`` of the group.
