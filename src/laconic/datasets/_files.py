@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import http.client
 import os
 import urllib.error
 import urllib.request
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from laconic.errors import DataError
 from laconic.files import sha256, write_atomic
 
 _TIMEOUT_S = 30.0
+_DAMAGED = (OSError, EOFError, zlib.error)  # what gzip raises; BadGzipFile is an OSError
 _checked: dict[tuple[Path, int, int], str] = {}
 
 
@@ -75,8 +78,8 @@ def _check(path: Path, file: DataFile) -> None:
     found = sha256(path)
     if found != file.sha256 and not _holds(path, file.content):
         raise DataError(
-            f"{file.path}: SHA-256 is {found}, expected {file.sha256}. The file is damaged or"
-            f" another version: remove it. {_advice(file)}"
+            f"{path}: SHA-256 is {found}, expected {file.sha256}. The file is damaged or another"
+            f" version: remove it. {_advice(file)}"
         )
     _checked[key] = file.sha256
 
@@ -90,7 +93,7 @@ def _holds(path: Path, content: str | None) -> bool:
         with gzip.open(path) as stream:
             while chunk := stream.read(1 << 20):
                 digest.update(chunk)
-    except (gzip.BadGzipFile, EOFError, OSError):
+    except _DAMAGED:
         return False  # the caller reports the checksum of the whole file
     return digest.hexdigest() == content
 
@@ -102,7 +105,7 @@ def _download(file: DataFile) -> Path:
     try:
         with urllib.request.urlopen(file.url, timeout=_TIMEOUT_S) as response:
             data: bytes = response.read()
-    except (urllib.error.URLError, OSError, ValueError) as error:
+    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
         raise DataError(
             f"{file.path}: not found, and the download of {file.url} failed ({error})."
             f" {_advice(file)}"
@@ -123,8 +126,11 @@ def _check_bytes(data: bytes, file: DataFile) -> None:
     if file.content is not None and data[:2] == b"\x1f\x8b":
         try:
             found = hashlib.sha256(gzip.decompress(data)).hexdigest()
-        except (gzip.BadGzipFile, EOFError, OSError) as error:
-            raise DataError(f"{file.path}: {file.url} gave a damaged gzip file.") from error
+        except _DAMAGED as error:
+            raise DataError(
+                f"{file.path}: {file.url} gave a damaged gzip file ({error}). Nothing was kept."
+                f" {_advice(file)}"
+            ) from error
         if found == file.content:
             return
     raise DataError(
