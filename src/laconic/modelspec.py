@@ -199,13 +199,18 @@ def _some(names: list[str]) -> str:
 
 def _from_hub(spec: str) -> tuple[nn.Module, Any | None]:
     transformers = require("transformers", "hf", purpose=f"the Hugging Face model {spec!r}")
-    shown = transformers.utils.logging.is_progress_bar_enabled()
-    transformers.utils.logging.disable_progress_bar()
+    from laconic.artifact.hub import no_bars
+
     try:
-        config = transformers.AutoConfig.from_pretrained(spec, local_files_only=True)
-        cls = _hub_class(transformers, spec, config)
-        model: nn.Module = cls.from_pretrained(spec, dtype="auto", local_files_only=True)
-    except (OSError, ValueError) as error:
+        with no_bars():
+            config = transformers.AutoConfig.from_pretrained(spec, local_files_only=True)
+            cls = _hub_class(transformers, spec, config)
+            model, told = cls.from_pretrained(
+                spec, dtype="auto", local_files_only=True, output_loading_info=True
+            )
+    except LaconicError:
+        raise
+    except Exception as error:  # a damaged folder makes the reader raise anything
         if not Path(spec).is_dir():
             raise ConfigError(
                 f"MODEL {spec!r} is no folder, and the Hugging Face cache does not hold it. "
@@ -213,10 +218,15 @@ def _from_hub(spec: str) -> tuple[nn.Module, Any | None]:
                 "a folder."
             ) from error
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ConfigError(f"MODEL {spec!r} cannot be loaded: {reason} Give {_FORMS}.") from error
-    finally:
-        if shown:
-            transformers.utils.logging.enable_progress_bar()
+        raise ConfigError(
+            f"MODEL {spec!r} cannot be loaded: {reason.rstrip('.')}. Give {_FORMS}."
+        ) from error
+    missing = sorted(told["missing_keys"])
+    if missing:
+        raise ConfigError(
+            f"MODEL {spec!r}: its files hold no {_some(missing)}, which would be random. Give the "
+            f"weights of all of {cls.__name__}, or the right 'architectures' in config.json."
+        )
     return model.eval(), _tokenizer(Path(spec), spec)
 
 

@@ -14,6 +14,7 @@ from laconic.artifact.container import Payload
 from laconic.artifact.decode import PartsReader
 from laconic.artifact.dtypes import dtype_name, raw_bytes
 from laconic.artifact.folder import checked_file, open_weights, read_manifest
+from laconic.artifact.hub import no_bars
 from laconic.artifact.limits import CONFIG, GENERATION, WEIGHTS
 from laconic.artifact.manifest import GraphRecord, HuggingFaceRecord, Manifest
 from laconic.artifact.read import load
@@ -44,7 +45,10 @@ def export_dense(path: Path | str, out: Path | str, *, force: bool = False) -> P
         if isinstance(manifest.architecture, HuggingFaceRecord):
             model: Any = load(folder, kernels="exact")
             densify_(model)
-            model.save_pretrained(work)
+            with no_bars():
+                model.save_pretrained(work)
+            for file in work.iterdir():
+                file.chmod(0o644)  # whoever may read the folder may read its weights
         else:
             with open_weights(folder, manifest) as stored:
                 tensors = dense_state(manifest, PartsReader(manifest, stored))

@@ -115,6 +115,19 @@ def build(class_name: str, config: Any, *, largest: int, count: int) -> nn.Modul
     return model.eval()
 
 
+@contextmanager
+def no_bars() -> Iterator[None]:
+    """Within the block transformers draws no progress bars of its own."""
+    logging = require("transformers", "hf", purpose="a Hugging Face model").utils.logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def _model_class(library: ModuleType, name: str) -> Any:
     found = getattr(library, name, None)
     if not isinstance(found, type) or not issubclass(found, library.PreTrainedModel):
