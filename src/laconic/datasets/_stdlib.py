@@ -5,9 +5,11 @@ from __future__ import annotations
 import ast
 import hashlib
 import io
+import os
 import sys
 import sysconfig
 import tokenize
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -91,12 +93,10 @@ def source_files() -> list[Path]:
         DataError: There are none, as in an interpreter packed into one file.
     """
     root = Path(sysconfig.get_path("stdlib"))
-    found = [
-        path
-        for path in root.rglob("*.py")
-        if not _SKIPPED.intersection(path.relative_to(root).parts)
-        and not path.relative_to(root).parts[0].startswith("config-")
-    ]
+    found: list[Path] = []
+    for folder, below, names in os.walk(root):
+        below[:] = [n for n in below if n not in _SKIPPED and not n.startswith("config-")]
+        found.extend(Path(folder, name) for name in names if name.endswith(".py"))
     if not found:
         raise DataError(
             "data set 'stdlib-text': this Python has no standard library sources."
@@ -134,7 +134,10 @@ def read_english(path: Path) -> str:
 
 def _docstrings(text: str) -> Iterator[str]:
     owners = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    for node in ast.walk(ast.parse(text)):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # odd escapes in others' sources are not our user's
+        tree = ast.parse(text)
+    for node in ast.walk(tree):
         if isinstance(node, owners) and (found := ast.get_docstring(node)):
             yield found
 

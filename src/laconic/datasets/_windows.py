@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,7 +58,7 @@ def windows(
     check_at_least(name, "limit", limit, 1)
     ids: list[int] = []
     for document in documents:
-        ids.extend(tokenizer(document))
+        ids.extend(_encode(tokenizer, document, name))
         if limit is not None and len(ids) >= limit * length:
             break
     tokens = _tensor(ids, name)
@@ -105,7 +106,7 @@ def document_windows(
     for document in documents:
         if limit is not None and len(rows) == limit:
             break
-        row = _tensor(tokenizer(document)[:length], name)
+        row = _tensor(_encode(tokenizer, document, name)[:length], name)
         if len(row) > 1:
             rows.append(row)
     if not rows:
@@ -116,14 +117,32 @@ def document_windows(
     return TensorSplit({"input_ids": ids, "attention_mask": mask})
 
 
+def _encode(tokenizer: Tokenizer, document: str, name: str) -> list[int]:
+    found: Any = tokenizer(document)
+    if hasattr(found, "tolist"):  # a tensor or an array
+        found = found.tolist()
+    if not isinstance(found, list):
+        raise _no_numbers(name, f"it returned {type(found).__name__}")
+    return found
+
+
 def _tensor(ids: list[int], name: str) -> Tensor:
+    if not ids:
+        return torch.empty(0, dtype=torch.int64)
     try:
-        return torch.tensor(ids, dtype=torch.int64)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(
-            f"data set {name!r}: tokenizer must return a list of whole numbers ({error})."
-            " Pass for example tokenizer=lambda text: hf_tokenizer.encode(text)."
-        ) from error
+        tensor = torch.tensor(ids)  # without a type: one would round halves silently
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise _no_numbers(name, str(error)) from error
+    if tensor.ndim != 1 or tensor.is_floating_point() or tensor.dtype is torch.bool:
+        raise _no_numbers(name, f"it returned things like {ids[0]!r}")
+    return tensor.long()
+
+
+def _no_numbers(name: str, why: str) -> ConfigError:
+    return ConfigError(
+        f"data set {name!r}: tokenizer must return a list of whole numbers ({why})."
+        " Pass for example tokenizer=lambda text: hf_tokenizer.encode(text)."
+    )
 
 
 def language_task(
