@@ -1,46 +1,27 @@
-"""Finds the studies: one module of ``laconic.studies`` a paper."""
+"""Finds the studies, and shows what one found."""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from laconic.errors import ConfigError, nearest
 
-
-@dataclass(frozen=True)
-class Study:
-    """One study as its module declares it.
-
-    Attributes:
-        name: Name of the module, with hyphens.
-        claim: First line of the module's text, or its ``CLAIM``.
-        source: The paper, ``SOURCE`` of the module.
-        run: ``(scale=, seed=, device=, progress=) -> dict`` with ``passed`` and ``rows``.
-    """
-
-    name: str
-    claim: str
-    source: str
-    run: Callable[..., dict[str, Any]]
+if TYPE_CHECKING:
+    from laconic.studies import Study
 
 
 def find_studies() -> dict[str, Study]:
-    """Return every study by its name: modules with a ``run`` function."""
+    """Return every study by its name: modules of ``laconic.studies`` that hold one."""
     package = importlib.import_module("laconic.studies")
-    found = {}
+    found: dict[str, Study] = {}
     for entry in pkgutil.iter_modules(package.__path__):
-        if entry.name.startswith("_"):
-            continue
-        module = importlib.import_module(f"laconic.studies.{entry.name}")
-        if callable(getattr(module, "run", None)):
-            name = entry.name.replace("_", "-")
-            first = (module.__doc__ or "").strip().splitlines()[:1]
-            claim = str(getattr(module, "CLAIM", first[0] if first else ""))
-            found[name] = Study(name, claim, str(getattr(module, "SOURCE", "")), module.run)
+        if not entry.name.startswith("_"):
+            module = importlib.import_module(f"{package.__name__}.{entry.name}")
+            held = (item for item in vars(module).values() if isinstance(item, package.Study))
+            found |= {study.name: study for study in held}
     return found
 
 
@@ -55,3 +36,34 @@ def get_study(name: str) -> Study:
         known = ", ".join(found) or "none yet"
         raise ConfigError(f"no study {name!r}.{nearest(name, found)} There are: {known}.")
     return found[name]
+
+
+def show_findings(result: Mapping[str, Any]) -> None:
+    """Print the tables of a study's result, its bars last."""
+    from laconic.cli._output import show
+    from laconic.report import words
+    from laconic.report.terminal import plain_table
+
+    def text(value: Any) -> str:
+        return words.number(value) if isinstance(value, float) else str(value)
+
+    for section in result["figures"].values():
+        rows = section["rows"]
+        headings = list(rows[0]) if rows else []
+        cells = [[text(row[key]) for key in headings] for row in rows]
+        if rows:
+            show(plain_table(section["title"], headings, cells, text_columns=1))
+        for key, value in section["facts"].items():
+            show(f"{key}: {text(value)}")
+    bars = [
+        [
+            bar["name"],
+            f"{'below' if bar.get('strict') else 'at most'} {text(bar['limit'])}",
+            text(bar["value"]),
+            "passed" if bar["passed"] else "falls short",
+        ]
+        for bar in result["bars"]
+    ]
+    show(plain_table(result["claim"], ["bar", "limit", "value", "result"], bars, text_columns=2))
+    for warning in result["warnings"]:
+        show(f"warned {warning['count']} times: {warning['text']}")

@@ -6,7 +6,7 @@ import click
 
 from laconic.cli._group import Command
 from laconic.cli._options import json_option
-from laconic.cli._output import show, show_json
+from laconic.cli._output import note, show, show_json
 
 
 @click.command(cls=Command, examples=("laconic study list",))
@@ -18,6 +18,9 @@ def command(as_json: bool) -> None:
     found = find_studies()
     if as_json:
         show_json([{"name": s.name, "source": s.source, "claim": s.claim} for s in found.values()])
+        return
+    if not found:
+        note("There are no studies yet.")
         return
     from laconic.report.terminal import plain_table
 

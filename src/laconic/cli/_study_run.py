@@ -9,7 +9,7 @@ import click
 
 from laconic.cli._group import Command
 from laconic.cli._options import json_option, prepare, run_options
-from laconic.cli._output import note, plain, show, show_json
+from laconic.cli._output import note, plain, show_json
 
 EXAMPLES = ("laconic study run eora", "laconic study run eora --scale full --device cuda")
 
@@ -42,36 +42,21 @@ def command(
     as_json: bool,
 ) -> None:
     """Run the study of this NAME and say whether it passes its bar; exit code 1 where not."""
-    from laconic import measure
-    from laconic.cli._studies import get_study
+    from laconic.cli._studies import get_study, show_findings
     from laconic.files import write_atomic
     from laconic.progress import progress_on
 
     study = get_study(name)
     prepare(seed, threads, device)
-    found = dict(study.run(scale=scale, seed=seed, device=device, progress=progress_on()))
-    saved = {
-        "study": study.name, "claim": study.claim, "source": study.source, "scale": scale,
-        "seed": seed, "device": device, "environment": measure.environment(), **found,
-    }  # fmt: skip
+    found = study.run(scale=scale, seed=seed, device=device, progress=progress_on())
     path = results / f"{study.name}-{scale}.json"
-    write_atomic(path, json.dumps(plain(saved), indent=2, sort_keys=True) + "\n")
+    write_atomic(path, json.dumps(plain(found), indent=2) + "\n")
     note(f"Wrote {path}")
     if as_json:
-        show_json(saved)
+        show_json(found)
     else:
-        _show(study.claim, found)
-    if not found.get("passed"):
-        note(f"laconic: {study.name} falls short of its bar at scale {scale}.")
+        show_findings(found)
+    if not found["passed"]:
+        missed = [bar["name"] for bar in found["bars"] if not bar["passed"]]
+        note(f"laconic: {study.name} falls short at scale {scale}: {', '.join(missed)}.")
         raise click.exceptions.Exit(1)
-
-
-def _show(claim: str, found: dict[str, object]) -> None:
-    from laconic.report.terminal import plain_table
-
-    listed = found.get("rows")
-    rows = [row for row in listed if isinstance(row, dict)] if isinstance(listed, list) else []
-    headings = list(dict.fromkeys(key for row in rows for key in row))
-    cells = [[str(row.get(key, "not measured")) for key in headings] for row in rows]
-    show(plain_table(claim, headings, cells, text_columns=1))
-    show("Passed." if found.get("passed") else "Falls short.")

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from laconic.errors import BackendError
 from laconic.extras import require
 
+# Names of logs: packages that are not there, and constants that could not be folded.
+_TALKERS = ("torch.onnx._internal.exporter._registration", "onnxscript", "onnx_ir")
+
 
 def export_onnx(model: nn.Module, example: Tensor | Mapping[str, Tensor], path: Path | str) -> Path:
     """Write a dense model as ONNX, with a batch axis of any size, for the fp32 baseline.
@@ -70,9 +73,10 @@ def _quiet() -> Iterator[None]:
 
     So too that inputs share the batch axis, which is what we ask for.
     """
-    log = logging.getLogger("torch.onnx._internal.exporter._registration")
-    level = log.level
-    log.setLevel(logging.ERROR)
+    logs = [logging.getLogger(name) for name in _TALKERS]
+    levels = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
@@ -80,7 +84,8 @@ def _quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", message=shared, category=UserWarning)
             yield
     finally:
-        log.setLevel(level)
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)
 
 
 def _strip(model: Any) -> None:
