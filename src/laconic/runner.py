@@ -185,7 +185,8 @@ def save_state(run: Run, name: str) -> int:
         run.model,
         run.work.model_path(name),
         architecture=run.architecture,
-        recipe=run.recipe.to_dict(),
+        # Each record names its coder, so the recipe's coding says nothing more, and takes bytes.
+        recipe={key: value for key, value in run.recipe.to_dict().items() if key != "coding"},
         provenance=run.provenance,
         effort=run.recipe.coding,
         force=True,

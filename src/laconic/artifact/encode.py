@@ -189,14 +189,23 @@ def _fewest(
     symbols: Bytes | Integers, part: Part, effort: Effort, allowance: Allowance
 ) -> coding.Encoded:
     alphabet = alphabet_of(part)
-    allowed = "fast" if effort == "none" else effort
-    if part.sparse_pattern:
-        encoded = coding.encode_pattern(symbols.astype(np.uint8, copy=False), effort=allowed)
-    else:
-        encoded = coding.encode(symbols, alphabet, effort=allowed)
+
+    def coded(allowed: Literal["fast", "smallest"]) -> coding.Encoded:
+        if part.sparse_pattern:
+            return coding.encode_pattern(symbols.astype(np.uint8, copy=False), effort=allowed)
+        return coding.encode(symbols, alphabet, effort=allowed)
+
+    encoded = coded("fast")
+    if effort == "smallest":
+        encoded = min(encoded, coded("smallest"), key=_taken)
     if not allowance.takes(symbols.nbytes, len(encoded.data)):
         encoded = coding.Encoded("packed", pack_fixed(symbols, width_of(alphabet)))
     return encoded
+
+
+def _taken(encoded: coding.Encoded) -> int:
+    """Return the bytes on disk: the data, and the coder's name in the record."""
+    return len(encoded.data) + len(encoded.coder)
 
 
 def _encode_raw(
@@ -204,7 +213,10 @@ def _encode_raw(
 ) -> tuple[str, bytes | memoryview]:
     if effort == "none" or not len(raw):
         return "raw", raw.data
-    encoded = coding.encode_values(raw.tobytes(), size, effort=effort)
+    encoded = coding.encode_values(raw.tobytes(), size, effort="fast")
+    if effort == "smallest":
+        smallest = coding.encode_values(raw.tobytes(), size, effort="smallest")
+        encoded = min(encoded, smallest, key=_taken)
     if encoded.coder == "raw" or not allowance.takes(len(raw), len(encoded.data)):
         return "raw", raw.data
     return encoded.coder, encoded.data
