@@ -7,6 +7,7 @@ line, the field, what came, what is allowed and the nearest name.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from importlib import resources
 from pathlib import Path
@@ -17,12 +18,14 @@ import yaml
 
 from laconic import registry
 from laconic.errors import ConfigError, LayerError, RecipeError, nearest
+from laconic.forms.base import Form
 from laconic.forms.dense import Dense
 from laconic.settings import bounds_of
 from laconic.weights.base import Override, Step, Where
 
 Coding = Literal["fast", "smallest"]
 _TOP = ("name", "description", "coding", "steps")
+_CODINGS = ("fast", "smallest")
 _WHERE = ("include", "exclude", "types")
 
 
@@ -38,7 +41,8 @@ class Recipe:
             takes the smallest of all.
 
     Raises:
-        RecipeError: No steps, an unknown coding, or two steps that do not compose.
+        RecipeError: No steps, something that is not a step, a text of the wrong type, or an
+            unknown coding.
     """
 
     steps: tuple[Step, ...]
@@ -48,16 +52,16 @@ class Recipe:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "steps", tuple(self.steps))
+        for field in ("name", "description"):
+            if not isinstance(getattr(self, field), str):
+                raise RecipeError(f"recipe: {field}={getattr(self, field)!r} must be a text.")
         if not self.steps:
             raise RecipeError(f"recipe {self.name!r} has no steps; give at least one.")
         strangers = [type(step).__name__ for step in self.steps if not isinstance(step, Step)]
         if strangers:
             raise RecipeError(f"recipe {self.name!r}: {strangers} are not steps of laconic.")
-        if self.coding not in ("fast", "smallest"):
-            raise RecipeError(
-                f"recipe {self.name!r}: coding={self.coding!r} must be 'fast' or 'smallest'."
-                + nearest(str(self.coding), ("fast", "smallest"))
-            )
+        if self.coding not in _CODINGS:
+            raise RecipeError(f"recipe {self.name!r}: {_wrong_coding(self.coding)}")
 
     def check(self) -> None:
         """Try the steps on a sketch of one linear weight; those with a scope are tried alone.
@@ -65,17 +69,25 @@ class Recipe:
         Raises:
             RecipeError: Two steps of the same scope do not compose; says which and why.
         """
-        everywhere = Where()
-        form: Any = Dense(torch.empty(256, 256, device="meta"))
+        for number, clash in self.clashes():
+            raise RecipeError(f"recipe {self.name!r}, step {number}: {clash}") from clash
+
+    def clashes(self) -> Iterator[tuple[int, RecipeError]]:
+        """Yield the number and the error of each step that cannot follow those before it."""
+        everywhere, scoped = Where(), False
+        form: Form = Dense(torch.empty(256, 256, device="meta"))
         for number, step in enumerate(self.steps, 1):
             if step.where != everywhere:
+                scoped = True
                 continue
             try:
+                if not scoped:  # else a step before may have worked on sites of its own
+                    step.check_forms((form,))
                 form = step.sketch(form, site="any")
             except LayerError:
                 continue  # only the plan, with real shapes, can tell
             except RecipeError as error:
-                raise RecipeError(f"recipe {self.name!r}, step {number}: {error}") from error
+                yield number, error
 
     @classmethod
     def load(cls, name_or_path: str | Path) -> Recipe:
@@ -88,7 +100,10 @@ class Recipe:
         if path.suffix in (".yaml", ".yml") or path.is_file():
             if not path.is_file():
                 raise RecipeError(f"recipe file {path} does not exist.")
-            return cls.from_yaml(path.read_text(encoding="utf-8"), source=path.name)
+            try:
+                return cls.from_yaml(path.read_text(encoding="utf-8"), source=path.name)
+            except UnicodeDecodeError as error:
+                raise RecipeError(f"recipe file {path.name} is not UTF-8 text: {error}.") from error
         texts = builtin_texts()
         if str(name_or_path) not in texts:
             raise RecipeError(
@@ -113,7 +128,14 @@ class Recipe:
 
     def to_yaml(self) -> str:
         """Write the recipe as YAML; ``from_yaml`` gives an equal recipe."""
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, default_flow_style=None, width=100)
+        return yaml.dump(
+            self.to_dict(), Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=100,
+            allow_unicode=True,
+        )  # fmt: skip
+
+
+def _wrong_coding(coding: object) -> str:
+    return f"coding={coding!r} must be 'fast' or 'smallest'.{nearest(str(coding), _CODINGS)}"
 
 
 def step_settings(step: Step) -> dict[str, Any]:
@@ -143,7 +165,47 @@ def builtin_texts() -> dict[str, str]:
         (f for f in folder.iterdir() if f.name.endswith(".yaml")), key=lambda file: file.name
     )
     texts = [file.read_text(encoding="utf-8") for file in files]
-    return {yaml.safe_load(text)["name"]: text for text in texts}
+    return {yaml.load(text, Loader=_Loader)["name"]: text for text in texts}
+
+
+_CORE = {  # plain values of YAML 1.2: 2:4 is a text, 1e-3 a number, 010 ten, "no" a text
+    "bool": ("true|True|TRUE|false|False|FALSE", "tTfF"),
+    "int": ("[-+]?[0-9]+", "-+0123456789"),
+    "float": (
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
+        r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+}
+_KEPT = ("tag:yaml.org,2002:null", "tag:yaml.org,2002:merge")
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads YAML 1.2, in which fewer texts turn into something else."""
+
+    yaml_implicit_resolvers = {
+        first: [rule for rule in rules if rule[0] in _KEPT]
+        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def _whole(self, node: yaml.ScalarNode) -> int:
+        return int(node.value)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes every text that a reader of YAML 1.1 or 1.2 would take for something else."""
+
+    yaml_implicit_resolvers = {
+        first: list(rules) for first, rules in yaml.SafeDumper.yaml_implicit_resolvers.items()
+    }
+
+
+for _name, (_pattern, _firsts) in _CORE.items():
+    for _yaml in (_Loader, _Dumper):
+        _yaml.add_implicit_resolver(
+            f"tag:yaml.org,2002:{_name}", re.compile(f"^(?:{_pattern})$"), list(_firsts)
+        )
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader._whole)
 
 
 class _Reader:
@@ -158,11 +220,14 @@ class _Reader:
     def read(self, text: str) -> Recipe:
         """Read a whole recipe; every mistake is told with its line."""
         try:
-            root = yaml.compose(text, Loader=yaml.SafeLoader)
+            root = yaml.compose(text, Loader=_Loader)
         except yaml.YAMLError as error:
             raise RecipeError(f"{self.source} is not YAML: {error}") from error
         if not isinstance(root, yaml.MappingNode):
-            raise RecipeError(f"{self.source}: a recipe is a mapping with the key 'steps'.")
+            raise RecipeError(
+                f"{self.source}, line 1: a recipe is a mapping with the key 'steps', such as "
+                "'steps: [round-to-nearest]'."
+            )
         top = self.mapping(root, _TOP, "a recipe")
         if not isinstance(top.get("steps"), yaml.SequenceNode):
             raise self.error(root, "a recipe needs 'steps', a list of methods with settings.")
@@ -170,12 +235,14 @@ class _Reader:
         for key, value in values.items():
             if not isinstance(value, str):
                 raise self.error(top[key], f"{key}={value!r} must be a text.")
-        steps = tuple(self.step(node) for node in top["steps"].value)
-        try:
-            recipe = Recipe(steps=steps, **values)
-            recipe.check()
-        except RecipeError as error:
-            raise RecipeError(f"{self.source}: {error}") from error
+        if values.get("coding", "fast") not in _CODINGS:
+            raise self.error(top["coding"], _wrong_coding(values["coding"]))
+        nodes = top["steps"].value
+        if not nodes:
+            raise self.error(top["steps"], "steps=[] must hold at least one step.")
+        recipe = Recipe(steps=tuple(self.step(node) for node in nodes), **values)
+        for number, clash in recipe.clashes():
+            raise self.error(nodes[number - 1], f"step {number}: {clash}") from clash
         return recipe
 
     def mapping(self, node: yaml.Node, allowed: tuple[str, ...], what: str) -> dict[str, yaml.Node]:
@@ -197,7 +264,7 @@ class _Reader:
 
     def value(self, node: yaml.Node) -> Any:
         # Nodes are composed once, so that the line is known; a loader turns them into values.
-        loader = yaml.SafeLoader("")
+        loader = _Loader("")
         try:
             return loader.construct_object(node, deep=True)
         except yaml.YAMLError as error:
@@ -208,7 +275,11 @@ class _Reader:
         if isinstance(node, yaml.ScalarNode):
             return self.build(node, str(node.value), {})
         if not isinstance(node, yaml.MappingNode) or len(node.value) != 1:
-            raise self.error(node, "a step is one method name with its settings.")
+            raise self.error(
+                node,
+                "a step is one method name, alone or with its settings: "
+                "'- round-to-nearest: {bits: 4}'.",
+            )
         name_node, settings = node.value[0]
         cls = self.method(name_node)
         if isinstance(settings, yaml.MappingNode):
