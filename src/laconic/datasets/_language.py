@@ -311,4 +311,5 @@ def _text(file: DataFile) -> str:
 
 
 def _json_lines(file: DataFile) -> list[str]:
-    return [json.loads(line)["text"] for line in _text(file).splitlines()]
+    # Not splitlines: JSON may hold U+2028 and the like as they are, within a line.
+    return [json.loads(line)["text"] for line in _text(file).split("\n") if line.strip()]

@@ -13,6 +13,7 @@ import torch
 from laconic.datasets._description import dataset
 from laconic.datasets._files import DataFile, find
 from laconic.datasets._splits import check_at_least
+from laconic.errors import ConfigError
 from laconic.extras import require
 from laconic.task import Task, TensorSplit
 
@@ -63,6 +64,11 @@ def load_imagenet_samples(
     pillow = require("PIL.Image", "images", purpose="data set 'imagenet-samples'")
     with find(LABELS).open(newline="", encoding="utf-8") as table:
         rows = list(csv.DictReader(table))
+    if calibration >= len(rows):
+        raise ConfigError(
+            f"data set 'imagenet-samples': calibration={calibration} must leave images for the"
+            f" test; give 0..{len(rows) - 1}."
+        )
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
     chosen = sorted(order[:calibration])
     rest = sorted(order[calibration:])
