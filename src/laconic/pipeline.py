@@ -35,6 +35,7 @@ _TOKENIZER = (
 )
 
 
+# Long for its signature and docstring: every setting of a run is named and told here once.
 def compress(
     model: nn.Module,
     recipe: Recipe | str,

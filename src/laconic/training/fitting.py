@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
+# Long for its signature and docstring: every setting of training is named and told here once.
 def fit(
     model: nn.Module,
     objective: Task | LossFunction,
