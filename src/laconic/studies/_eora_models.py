@@ -1,0 +1,120 @@
+"""Language models of the EoRA study: a published one, and one trained here on Python's library."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from laconic import datasets, zoo
+from laconic.errors import DataError, LaconicWarning
+from laconic.modelspec import load_task
+from laconic.studies.base import Conditions
+from laconic.task import Task, TensorSplit
+from laconic.training import fit
+
+Domain = Literal["code", "english"]
+
+LENGTH = 96  # tokens in a window, and
+CALIBRATION = 64  # windows that statistics are gathered on
+WIDTH, BLOCKS, HEADS = 96, 6, 6
+_TEST = 256
+_TRAIN = 8192  # windows of each domain
+_STEPS = 1400
+_BATCH = 8
+_LR = 3e-3
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A language model, its text, and what to call it.
+
+    Attributes:
+        name: For tables.
+        model: In evaluation mode.
+        task: Calibration and held-out text.
+        width: Channels of the residual stream.
+    """
+
+    name: str
+    model: nn.Module
+    task: Task
+    width: int
+
+
+def language_model(conditions: Conditions) -> Subject:
+    """Return stories260K on stories it was not calibrated on, else the model trained here.
+
+    Warns where the published weights or the stories are missing: figures are then others.
+    """
+    try:
+        model, tokenizer = zoo.stories260k()
+        task = load_task(
+            "tinystories", tokenizer=tokenizer, seed=conditions.seed,
+            options={"length": LENGTH, "calibration": CALIBRATION},
+        )  # fmt: skip
+    except DataError as error:
+        warnings.warn(
+            f"the published stories260K is not used: {error} A byte-level model trained here on "
+            "Python's standard library takes its place.",
+            LaconicWarning,
+            stacklevel=2,
+        )
+        task = domain_task("code", conditions.seed)
+        return Subject("byte-level Llama trained here", byte_model(conditions), task, WIDTH)
+    return Subject("stories260K (published weights)", model, task, int(model.config.hidden_size))
+
+
+def domain_task(domain: Domain, seed: int) -> Task:
+    """Return the text of a domain: windows to calibrate with, and ones of files held out."""
+    return datasets.load(
+        "stdlib-text", seed=seed, domain=domain, length=LENGTH, limit=_TRAIN,
+        test_limit=_TEST, calibration=CALIBRATION,
+    )  # fmt: skip
+
+
+def byte_model(conditions: Conditions) -> nn.Module:
+    """Return a byte-level Llama trained on both domains, from the cache where it is there."""
+    parts = [_tokens(domain_task(domain, 0)) for domain in ("code", "english")]
+    train = TensorSplit({"input_ids": torch.cat(parts)})
+    task = Task(
+        kind="causal-lm", test=train.take(1), train=train, batch_size=_BATCH, name="library"
+    )
+    model = zoo.byte_llama(width=WIDTH, blocks=BLOCKS, heads=HEADS, seed=conditions.seed)
+    fit(
+        model, task, steps=_STEPS, lr=_LR, seed=conditions.seed, device=conditions.device,
+        checkpoint=cache_folder() / f"eora-byte-llama-{_key(train, conditions)}.pt",
+        progress=conditions.progress, label="byte-level Llama",
+    )  # fmt: skip
+    trained: nn.Module = model.eval()
+    return trained
+
+
+def cache_folder() -> Path:
+    """Return the folder of trained weights: ``$LACONIC_CACHE/studies`` or under the home folder."""
+    given = os.environ.get("LACONIC_CACHE")
+    return (Path(given) if given else Path.home() / ".cache" / "laconic") / "studies"
+
+
+def _tokens(task: Task) -> torch.Tensor:
+    split = task.train
+    if not isinstance(split, TensorSplit):
+        raise DataError("study 'eora': the standard library's text is not held in memory.")
+    return split.tensors["input_ids"]
+
+
+def _key(train: TensorSplit, conditions: Conditions) -> str:
+    """Return a name of everything that fixes the trained weights: text, settings, versions."""
+    told = (
+        WIDTH, BLOCKS, HEADS, _STEPS, _BATCH, _LR, conditions.seed, conditions.device,
+        torch.__version__,
+    )  # fmt: skip
+    digest = hashlib.sha256(repr(told).encode())
+    digest.update(train.tensors["input_ids"].numpy().tobytes())
+    return digest.hexdigest()[:16]
