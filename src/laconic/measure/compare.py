@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from math import sqrt
 from typing import Any
@@ -124,12 +124,7 @@ def output_errors(
     """
     names = _site_names(compressed)
     left, right = dict(original.named_modules()), dict(compressed.named_modules())
-    missing = sorted({_owner(name) for name in names} - set(left))
-    if missing:
-        raise ConfigError(
-            f"output_errors: the original has no module {missing[0]!r}; the two models must have"
-            " the same layers."
-        )
+    _require_modules(names, left)
     with judged(original, device), judged(compressed, device):
         batches = [b for _, b in walk(task, split, device=device, limit=limit)]
         owners = _called_owners(original, task, batches[0], names)
@@ -149,6 +144,15 @@ def output_errors(
     for name, error in errors.items():
         require_finite(torch.tensor(error), "the error of its output", f"output_errors: {name}")
     return errors
+
+
+def _require_modules(names: Iterable[str], held: Mapping[str, nn.Module]) -> None:
+    missing = sorted({_owner(name) for name in names} - set(held))
+    if missing:
+        raise ConfigError(
+            f"output_errors: the original has no module {missing[0]!r}; the two models must have"
+            " the same layers."
+        )
 
 
 def _site_names(compressed: nn.Module) -> list[str]:

@@ -133,9 +133,9 @@ def _growth(tokenizer: ScoreBPE, piece: bytes) -> set[tuple[bytes, bytes]]:
     score = tokenizer.scores[ids[piece]]
     early = [other for other, token in ids.items() if tokenizer.scores[token] >= score]
     found: set[tuple[bytes, bytes]] = set()
-    todo = [(b"", b"")]
-    while todo:
-        left, right = todo.pop()
+    ahead = [(b"", b"")]
+    while ahead:
+        left, right = ahead.pop()
         whole = left + piece + right
         longer = [
             (other[: -len(whole)] + left, right)
@@ -147,6 +147,6 @@ def _growth(tokenizer: ScoreBPE, piece: bytes) -> set[tuple[bytes, bytes]]:
             for other in early
             if other.startswith(whole) and other[len(whole) :] in ids
         ]
-        todo += [grown for grown in longer if grown not in found]
+        ahead += [grown for grown in longer if grown not in found]
         found.update(longer)
     return found

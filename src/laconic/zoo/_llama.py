@@ -37,8 +37,7 @@ def tiny_llama(
         heads: Heads of the queries.
         kv_heads: Heads of keys and values, a divisor of ``heads``; half of ``heads`` where that
             is whole and this is None (Ainslie and others, 2023), else ``heads``.
-        hidden: Channels of the gated layers; 8/3 of ``width``, rounded up to a multiple of 32,
-            where None.
+        hidden: Channels of the gated layers; where None, 8/3 of ``width`` in steps of 32.
         context: Longest sequence.
         tied: The output layer shares the embedding's weights.
         bos: Token that begins a text.
