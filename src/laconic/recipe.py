@@ -130,7 +130,6 @@ class Recipe:
         """Write the recipe as YAML; ``from_yaml`` gives an equal recipe."""
         return yaml.dump(
             self.to_dict(), Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=100,
-            allow_unicode=True,
         )  # fmt: skip
 
 
@@ -183,7 +182,7 @@ _KEPT = ("tag:yaml.org,2002:null", "tag:yaml.org,2002:merge")
 class _Loader(yaml.SafeLoader):
     """Reads YAML 1.2, in which fewer texts turn into something else."""
 
-    yaml_implicit_resolvers = {
+    yaml_implicit_resolvers = {  # noqa: RUF012 - as in the base class
         first: [rule for rule in rules if rule[0] in _KEPT]
         for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
@@ -195,7 +194,7 @@ class _Loader(yaml.SafeLoader):
 class _Dumper(yaml.SafeDumper):
     """Quotes every text that a reader of YAML 1.1 or 1.2 would take for something else."""
 
-    yaml_implicit_resolvers = {
+    yaml_implicit_resolvers = {  # noqa: RUF012 - as in the base class
         first: list(rules) for first, rules in yaml.SafeDumper.yaml_implicit_resolvers.items()
     }
 
@@ -308,16 +307,25 @@ class _Reader:
         for key, value_node in settings.items():
             if key == "where":
                 values[key] = self.where(value_node)
-            elif key == "overrides":
-                values[key] = self.overrides(value_node, cls)
-            else:
+            elif key != "overrides":
                 values[key] = self.value(value_node)
+        step = self.made(cls, values, node, settings)
+        if "overrides" in settings:
+            values["overrides"] = self.overrides(settings["overrides"], cls, values)
+            step = self.made(cls, values, settings["overrides"], {})
+        return step
+
+    def made(
+        self, cls: type[Step], values: dict[str, Any], node: yaml.Node, at: dict[str, yaml.Node],
+        what: str = "",
+    ) -> Step:  # fmt: skip
+        """Build a step; an error is told at the node of the field that it names."""
         try:
             return cls(**values)
-        except (ConfigError, TypeError) as error:
+        except ConfigError as error:
             named = re.match(r"[^:]*: (\w+)", str(error))
-            at = settings.get(named.group(1), node) if named else node
-            raise self.error(at, str(error)) from error
+            place = at.get(named.group(1), node) if named else node
+            raise self.error(place, f"{what}{error}") from error
 
     def where(self, node: yaml.Node) -> Where:
         found = self.mapping(node, _WHERE, "where")
@@ -331,7 +339,9 @@ class _Reader:
             raise self.error(node, f"{what}={value!r} must be a name pattern or a list of them.")
         return tuple(values)
 
-    def overrides(self, node: yaml.Node, cls: type[Step]) -> tuple[Override, ...]:
+    def overrides(
+        self, node: yaml.Node, cls: type[Step], values: dict[str, Any]
+    ) -> tuple[Override, ...]:
         if not isinstance(node, yaml.SequenceNode):
             raise self.error(node, "overrides must be a list of {include: ..., setting: ...}.")
         rows = []
@@ -340,14 +350,8 @@ class _Reader:
             if "include" not in found or len(found) < 2:
                 raise self.error(row, "an override needs 'include' and at least one setting.")
             include = self.names(found.pop("include"), "include")
-            self.build_override(row, cls, found)
             settings = {key: self.value(value) for key, value in found.items()}
+            # built once with the step's own settings, so that a wrong one fails at its line
+            self.made(cls, {**values, **settings}, row, found, what="override: ")
             rows.append(Override(include, settings))
         return tuple(rows)
-
-    def build_override(self, row: yaml.Node, cls: type[Step], found: dict[str, yaml.Node]) -> None:
-        """Build the step with an override's settings once, so that a wrong one fails now."""
-        try:
-            cls(**{key: self.value(value) for key, value in found.items()})
-        except ConfigError as error:
-            raise self.error(row, f"override: {error}") from error

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from laconic.errors import ConfigError, RecipeError
+from laconic.errors import ConfigError, RecipeError, nearest
 from laconic.forms.base import Form
 from laconic.forms.layout import Layout
-from laconic.settings import check_settings
+from laconic.settings import bounds_of, check_settings
 
 if TYPE_CHECKING:
     from laconic.task import Task
@@ -152,12 +152,25 @@ class Step(ABC):
 
     def __post_init__(self) -> None:
         check_settings(self, owner=self.method_name)
-        beyond = set(self.where.types or ()) - set(self.supported_types)
+        beyond = sorted(set(self.where.types or ()) - set(self.supported_types))
         if beyond:
             raise ConfigError(
-                f"{self.method_name}: where.types={sorted(beyond)} is not one of "
-                f"{list(self.supported_types)}."
+                f"{self.method_name}: where.types={beyond} is not one of "
+                f"{list(self.supported_types)}.{nearest(beyond[0], self.supported_types)}"
             )
+        for override in self.overrides:
+            self._check_override(override)
+
+    def _check_override(self, override: Override) -> None:
+        """Build the step as it is at the override's sites, so that a wrong one fails now."""
+        allowed = bounds_of(type(self))
+        strange = sorted(set(override.settings) - set(allowed))
+        if strange:
+            raise ConfigError(
+                f"{self.method_name}: an override has no setting {strange[0]!r}."
+                f"{nearest(strange[0], allowed)} Allowed: {', '.join(allowed)}."
+            )
+        replace(self, overrides=(), **override.settings)
 
     @property
     def needs(self) -> frozenset[Statistic]:
