@@ -94,10 +94,23 @@ def _regression_loss(outputs: Tensor, batch: Batch) -> Tensor:
     return F.mse_loss(outputs.float(), batch["y"].float())
 
 
-def _causal_lm_loss(logits: Tensor, batch: Batch) -> Tensor:
+def scored_tokens(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return the next tokens (examples, T - 1) and which of them count.
+
+    ``labels``, where given, replace the tokens as targets, and -100 in them does not count;
+    neither does padding, where ``attention_mask`` is 0, nor what is predicted from padding.
+    """
     targets = batch.get("labels", batch["input_ids"])[:, 1:]
-    if "attention_mask" in batch:  # padding is no target
-        targets = targets.masked_fill(batch["attention_mask"][:, 1:] == 0, -100)
+    counted = targets != -100
+    if "attention_mask" in batch:
+        real = batch["attention_mask"].bool()
+        counted = counted & real[:, 1:] & real[:, :-1]
+    return targets, counted
+
+
+def _causal_lm_loss(logits: Tensor, batch: Batch) -> Tensor:
+    targets, counted = scored_tokens(batch)
+    targets = targets.masked_fill(~counted, -100)
     return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets.flatten())
 
 
@@ -155,6 +168,5 @@ class Task:
         """Return the calibration examples: those given, else the first of the training set."""
         if self.calibration is not None:
             return self.calibration
-        if isinstance(self.train, TensorSplit):
-            return self.train.take(limit)
-        return self.train
+        take = getattr(self.train, "take", None)
+        return take(limit) if take else self.train

@@ -38,6 +38,10 @@ class ShiftedSplit:
     def __len__(self) -> int:
         return len(self.split)
 
+    def take(self, count: int) -> TensorSplit:
+        """Return the first examples as they were, not shifted."""
+        return self.split.take(count)
+
     def batches(self, size: int, *, generator: torch.Generator | None = None) -> Iterator[Batch]:
         """Yield batches; with a generator the images are shuffled and shifted by it."""
         for batch in self.split.batches(size, generator=generator):

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from laconic.errors import ConfigError
 from laconic.measure.intervals import Metric, quotient
-from laconic.measure.quality import scored_tokens
 from laconic.measure.running import (
     SplitName,
     judged,
@@ -22,7 +21,7 @@ from laconic.measure.running import (
     walk,
 )
 from laconic.progress import Progress
-from laconic.task import Task
+from laconic.task import Task, scored_tokens
 
 
 def logit_kl(

@@ -15,7 +15,7 @@ from laconic.errors import ConfigError
 from laconic.measure.intervals import Metric, quotient, share
 from laconic.measure.running import SplitName, judged, require_finite, run, walk
 from laconic.progress import Progress
-from laconic.task import Batch, Task
+from laconic.task import Batch, Task, scored_tokens
 
 Rows = dict[str, Tensor]  # what each batch leaves behind: values for its examples
 
@@ -134,20 +134,6 @@ def _sum_classification(rows: Rows, task: Task) -> dict[str, Any]:
         "worst_class": {**per_class[worst], "name": worst},
         "per_class": per_class,
     }
-
-
-def scored_tokens(batch: Batch) -> tuple[Tensor, Tensor]:
-    """Return the next tokens (examples, T - 1) and which of them count.
-
-    ``labels``, where given, replace the tokens as targets, and -100 in them does not count;
-    neither does padding, where ``attention_mask`` is 0, nor what is predicted from padding.
-    """
-    targets = batch.get("labels", batch["input_ids"])[:, 1:]
-    counted = targets != -100
-    if "attention_mask" in batch:
-        real = batch["attention_mask"].bool()
-        counted = counted & real[:, 1:] & real[:, :-1]
-    return targets, counted
 
 
 def _look_language(outputs: Tensor, batch: Batch, task: Task) -> Rows:
