@@ -43,6 +43,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("LACONIC_CACHE", str(folder / "cache"))
         import whole_net
 
+        torch.set_num_threads(1)  # kept in the manifest; this comes before the suite's own setting
         torch.manual_seed(0)
         save_file(whole_net.build().state_dict(), folder / "w.safetensors")
         done = compress("w8", "small")
@@ -136,6 +137,57 @@ def test_export_to_dense_gives_every_tensor_back(place: Path) -> None:
     assert json.loads(done.stdout)["bytes"] == sum(
         file.stat().st_size for file in (place / "dense").iterdir() if file.suffix == ".safetensors"
     )
+
+
+@pytest.mark.extra
+def test_export_to_onnx_holds_no_path_of_this_machine(place: Path) -> None:
+    pytest.importorskip("onnxscript", reason="needs the extra onnx")
+    done = run("export", "small", "--to", "onnx", "--input", "1,16", "--out", "small.onnx")
+    assert done.exit_code == 0, done.output
+    assert "torchvision" not in done.stderr
+    held = (place / "small.onnx").read_bytes()
+    assert b'File "' not in held
+    assert len(held) < 1.3 * (place / "w.safetensors").stat().st_size
+    again = run("export", "small", "--to", "onnx", "--input", "1,16", "--out", "small.onnx")
+    assert again.exit_code == 1
+    wrong = run("export", "small", "--to", "onnx", "--input", "1,17", "--out", "never.onnx")
+    assert wrong.exit_code == 1
+    assert "does not take input (1, 17)" in wrong.stderr
+
+
+def test_a_stopped_run_goes_on_and_ends_in_the_same_bytes(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "two.yaml").write_text(
+        "steps: [magnitude: {sparsity: 0.5}, kmeans: {bits: 4}, recover: {epochs: 1}]"
+    )
+    assert compress("two.yaml", "straight").exit_code == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("laconic.pipeline.build_report", _stop)
+        assert compress("two.yaml", "resumed").exit_code == 1
+    assert not (place / "resumed").exists()
+    again = compress("two.yaml", "resumed")
+    assert again.exit_code == 1
+    assert "--resume" in again.stderr
+    other = compress("w4", "resumed", "--resume")
+    assert other.exit_code == 1
+    assert "another" in other.stderr
+    done = compress("two.yaml", "resumed", "--resume")
+    assert done.exit_code == 0, done.output
+    assert "magnitude: " not in done.stderr  # the finished steps did not run again
+    for name in ("model.safetensors", "laconic.json"):
+        assert (place / "resumed" / name).read_bytes() == (place / "straight" / name).read_bytes()
+
+
+def _stop(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_doctor_judges_without_data(place: Path) -> None:
+    done = run("doctor", "whole_net:build", "--weights", "w.safetensors")
+    assert done.exit_code == 0, done.output
+    assert "2 weights" in done.stdout
+    assert "round-to-nearest" in done.stdout
 
 
 def test_budget_too_small_says_the_smallest_size(place: Path) -> None:
