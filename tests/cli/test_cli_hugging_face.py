@@ -94,6 +94,7 @@ def test_measure_beside_the_original(place: Path) -> None:
     metrics = json.loads(done.stdout)["metrics"]
     assert set(metrics) == {"perplexity", "loss", "logit_kl"}
     assert 0 < metrics["logit_kl"]["value"] < 0.1
+    assert metrics["logit_kl"]["n"] == metrics["perplexity"]["n"] == 4 * 31
 
 
 def test_doctor_judges_every_family(place: Path) -> None:

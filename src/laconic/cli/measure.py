@@ -68,7 +68,9 @@ def command(
 
         reference, _ = load_model(original, original_weights)
         require_fit(reference, task)
-        metrics["logit_kl"] = measure.logit_kl(reference, loaded, task)
+        metrics["logit_kl"] = measure.logit_kl(
+            reference, loaded, task, device=device, limit=limit, progress=progress
+        )
     if as_json:
         show_json({"model": model, "data": data, "metrics": metrics})
         return
