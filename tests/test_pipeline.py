@@ -16,13 +16,16 @@ from torch import Tensor, nn
 
 from laconic import artifact
 from laconic.errors import BudgetError, ConfigError, LaconicWarning, LayerError, RecipeError
+from laconic.forms.dense import Dense
 from laconic.forms.layers import installed
 from laconic.forms.quantized import Quantized
 from laconic.pipeline import compress
 from laconic.plan import make_plan
 from laconic.recipe import Recipe
 from laconic.result import Result
+from laconic.survey import output_error
 from laconic.task import Task, TensorSplit
+from laconic.weights.base import Site, Statistics
 
 DEPLOYED = ("model.safetensors", "laconic.json", "config.json")
 
@@ -230,7 +233,7 @@ def test_dials_over_disjoint_sites_share_a_budget(tmp_path: Path) -> None:
         "kmeans: {bits: 4, where: {types: [embedding]}}",
     )
     rows = {}
-    for name, budget in (("small", "6.5kB"), ("large", "8.8kB")):
+    for name, budget in (("small", "4.8kB"), ("large", "8kB")):
         result = compress(tagger(), two, ids_task(), budget=budget, out=tmp_path / name)
         assert [step.step for step in result.report.steps] == ["round-to-nearest + kmeans"]
         levels = result.to_dict()["steps"][0]["details"]["levels"]
@@ -265,6 +268,36 @@ def test_warnings_are_given_once_and_reported(task: Task) -> None:
     assert [text for text in report.warnings if "no calibration input" in text] == [
         str(said[0].message)
     ]
+
+
+def test_error_of_a_level_by_hand() -> None:
+    weight, other = torch.tensor([[2.0, 0], [0, 1]]), torch.tensor([[1.0, 0], [0, 1]])
+    site = Site("a.weight", "linear", Dense(weight), weight)
+    assert output_error(site, Dense(other)) == pytest.approx(1 / 5)  # 1 of 4 + 1
+    site.statistics = Statistics(gram=torch.diag(torch.tensor([1.0, 9.0])))
+    assert output_error(site, Dense(other)) == pytest.approx(1 / 13)  # 1 of 4 + 9
+    grouped = torch.tensor([[1.0], [2.0]])
+    site = Site("a.weight", "conv", Dense(grouped), grouped, groups=2)
+    site.statistics = Statistics(gram=torch.tensor([[[4.0]], [[1.0]]]))
+    half = Dense(torch.tensor([[0.0], [2.0]]))
+    assert output_error(site, half) == pytest.approx(4 / 8)
+    nothing = torch.zeros(2, 2)
+    site = Site("a.weight", "linear", Dense(nothing), nothing)
+    assert output_error(site, Dense(nothing)) == 0
+    assert output_error(site, Dense(other)) == pytest.approx(2)
+
+
+def test_the_scale_of_a_weight_does_not_matter() -> None:
+    """A table of large numbers does not take the whole budget from layers of small ones."""
+    plain = recipe("round-to-nearest: {where: {types: [linear, embedding]}}")
+    chosen = []
+    for scale in (1.0, 1000.0):
+        model = tagger()
+        with torch.no_grad():
+            model.table.weight.mul_(scale)
+        chosen.append(bits_in(compress(model, plain, ids_task(), budget="6kB")))
+    assert chosen[0] == chosen[1]
+    assert set(chosen[0].values()) != {8}
 
 
 # --- what training may touch --------------------------------------------------------------------

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-import torch
+from torch import Tensor
 
 from laconic import artifact
 from laconic.budget import Assignment, LevelTable, meet, smallest
@@ -26,7 +26,7 @@ class Fitted:
     Attributes:
         form: What the step made of the site.
         cost: Predicted bytes.
-        error: Squared error of the output.
+        error: Relative squared error of the output.
         name: Settings of the level that differ from those of other levels.
         said: Warnings of the fit; given on where the level is chosen.
     """
@@ -185,16 +185,26 @@ def level_names(levels: list[LayerStep]) -> list[str]:
 
 
 def output_error(site: Site, form: Form) -> float:
-    """Return the squared error that a form brings at a site.
+    """Return the squared error that a form brings at a site, as a share of what is there.
 
-    With a Gram matrix ``G`` it is ``tr(D G D.T)`` for ``D`` the difference from the original
-    weight: the squared error of the output per token. Without one ``G`` is the identity.
+    With a Gram matrix ``G`` it is ``tr(D G D.T) / tr(W G W.T)`` for ``D`` the difference from the
+    original weight ``W``: the squared error of the output over its square. Without one ``G`` is
+    the identity. A share, for norms between layers make the scale of a weight meaningless, and
+    an embedding can then be weighed against a layer that was calibrated.
+
+    Source: Malinovskii et al. 2024 (HIGGS), theorem 1: the loss grows with the sum of the layers'
+    relative squared errors, each times a factor; here all factors are alike.
     """
-    dense = form.dense().detach().float().reshape(form.rows, form.cols)
-    delta = dense - site.original_matrix()
+    original = site.original_matrix()
     gram = site.statistics.gram if site.statistics else None
+    dense = form.dense().detach().float().reshape(form.rows, form.cols)
+    error, whole = _energy(dense - original, gram), _energy(original, gram)
+    return error / whole if whole > 0 else error
+
+
+def _energy(matrix: Tensor, gram: Tensor | None) -> float:
     if gram is None:
-        return float(delta.double().square().sum())
-    if gram.dim() == 3:
-        delta = delta.reshape(gram.shape[0], -1, delta.shape[1])
-    return float(torch.einsum("...oi,...ij,...oj->", delta, gram, delta).clamp_min(0))
+        return float(matrix.double().square().sum())
+    if gram.dim() == 3:  # a Gram matrix for each group's or expert's rows
+        matrix = matrix.reshape(gram.shape[0], -1, matrix.shape[1])
+    return float(((matrix @ gram) * matrix).double().sum().clamp_min(0))
