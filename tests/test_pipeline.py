@@ -443,6 +443,29 @@ def test_tied_weights_are_one_site(task: Task) -> None:
     assert rows == {"0.weight": (), "2.weight": ("4.weight",), "6.weight": ()}
 
 
+def test_training_takes_its_scope_from_parameters_not_sites(task: Task) -> None:
+    """Norms and biases are no sites, and can be all that is trained."""
+    biases = "recover: {steps: 5, lr: 0.1, where: {include: ['*.bias']}}"
+    rounded = compress(mlp(), recipe(ROUND), task).model
+    trained = compress(mlp(), recipe(ROUND, biases), task).model
+    same = {name: raw == bits_of(trained)[name] for name, raw in bits_of(rounded).items()}
+    assert {name for name, held in same.items() if not held} == {
+        f"{layer}.bias" for layer in (0, 2, 4, 6)
+    }
+    wrong = "recover: {steps: 5, where: {include: ['2.bais']}}"
+    with pytest.raises(RecipeError, match=r"step 2 .*none of the 8 parameters.*'2\.bias'"):
+        make_plan(mlp(), recipe(ROUND, wrong))
+
+
+def test_an_override_that_matches_nothing_is_told(task: Task) -> None:
+    idle = recipe("kmeans: {overrides: [{include: ['2.wieght'], bits: 8}]}")
+    with pytest.warns(LaconicWarning, match=r"step 1 \(kmeans\): the override.*'2\.weight'"):
+        make_plan(mlp(), idle)
+    beyond = "kmeans: {where: {include: ['0.*']}, overrides: [{include: ['2.*'], bits: 8}]}"
+    with pytest.warns(LaconicWarning, match="none of the 1 sites"):
+        make_plan(mlp(), recipe(beyond))
+
+
 @pytest.mark.parametrize(
     ("include", "near"), [("blocks.*", ""), ("2.wieght", "'2.weight'"), ("9.weight", "weight")]
 )

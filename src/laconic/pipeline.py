@@ -98,7 +98,7 @@ def compress(
         if resume and is_finished(folder, key, force=force):
             if place.exists():  # killed between the last two moves
                 WorkFolder(place, key, resume=True, force=force).remove()
-            return Result.open(folder, model=frozen(model, device))
+            return Result.open(folder, frozen(model, device), device=device)
         refuse_existing(folder, force=force)
         work = WorkFolder(place, key, resume=resume, force=force)
         run = Run(

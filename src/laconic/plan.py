@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from copy import deepcopy
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
 
-from laconic.errors import RecipeError, nearest
+from laconic.errors import LaconicWarning, RecipeError, nearest
 from laconic.forms.base import Form
 from laconic.forms.dense import Dense
 from laconic.recipe import Recipe
-from laconic.weights.base import Site, Step
+from laconic.weights.base import SITE_KINDS, ModelStep, Site, Step
 from laconic.weights.sites import find_sites, unsupported
 
 
@@ -76,7 +78,11 @@ def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
     done: dict[str, list[str]] = {site.name: [] for site in sites}
     for number, step in enumerate(recipe.steps, 1):
         step.check_forms(forms.values())
-        for site in require_selection(step, sites, number):
+        selected = require_selection(step, sites, number)
+        if isinstance(step, ModelStep):
+            _check_parameters(step, model, number)
+        _warn_of_idle_overrides(step, selected, number)
+        for site in selected:
             forms[site.name] = _sketched(step, number, site, forms[site.name])
             done[site.name].append(step.method_name)
     if not any(done.values()):
@@ -99,6 +105,30 @@ def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
     return Plan(rows, everything - covered, unsupported(model))
 
 
+def _check_parameters(step: Step, model: nn.Module, number: int) -> None:
+    names = [name for name, _ in model.named_parameters()]
+    if not any(step.where.matches(name, "linear", SITE_KINDS) for name in names):
+        hint = "".join(nearest(pattern, names) for pattern in step.where.include)
+        raise RecipeError(
+            f"step {number} ({step.method_name}) selects none of the {len(names)} parameters: "
+            f"include={list(step.where.include)}, exclude={list(step.where.exclude)}.{hint}"
+        )
+
+
+def _warn_of_idle_overrides(step: Step, selected: list[Site], number: int) -> None:
+    for override in step.overrides:
+        if not any(fnmatchcase(s.name, p) for s in selected for p in override.include):
+            names = [site.name for site in selected]
+            hint = "".join(nearest(pattern, names) for pattern in override.include)
+            warnings.warn(
+                f"step {number} ({step.method_name}): the override for "
+                f"{list(override.include)} matches none of the {len(names)} sites of the "
+                f"step.{hint}",
+                LaconicWarning,
+                stacklevel=3,
+            )
+
+
 def _sketched(step: Step, number: int, site: Site, form: Form) -> Form:
     try:
         return step.for_site(site.name).sketch(form, site=site.name)
@@ -117,7 +147,8 @@ def require_selection(step: Step, sites: list[Site], number: int) -> list[Site]:
     """Return the sites a step selects.
 
     A scope that names only kinds of sites may find none: a recipe for language models also serves
-    a model without embeddings. A name pattern that matches nothing is a mistake.
+    a model without embeddings. A name pattern that matches nothing is a mistake. Steps on the
+    whole model choose parameters, not sites, and may select none of the latter.
 
     Raises:
         RecipeError: No site fits; the message shows what the scope asked for and what there is.
@@ -125,7 +156,11 @@ def require_selection(step: Step, sites: list[Site], number: int) -> list[Site]:
     selected = [site for site in sites if step.selects(site)]
     kinds = sorted({site.kind for site in sites})
     only_types = step.where.include == ("*",) and not step.where.exclude
-    if selected or (only_types and step.where.types and not set(step.where.types) & set(kinds)):
+    if (
+        selected
+        or isinstance(step, ModelStep)
+        or (only_types and step.where.types and not set(step.where.types) & set(kinds))
+    ):
         return selected
     names = [site.name for site in sites]
     hint = "".join(nearest(pattern, names) for pattern in step.where.include)

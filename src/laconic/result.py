@@ -42,14 +42,15 @@ class Result:
     _keep: TemporaryFolder | None = field(default=None, repr=False, compare=False)
 
     @classmethod
-    def open(cls, folder: Path, model: nn.Module | None = None) -> Result:
+    def open(cls, folder: Path, model: nn.Module | None = None, *, device: str = "cpu") -> Result:
         """Return the result of a run that is complete.
 
         Args:
             folder: The artefact, with its report.
             model: A model of the same architecture that takes the weights, in place.
+            device: Where the model shall lie.
         """
-        return cls(artifact.load(folder, model=model), read(folder), folder)
+        return cls(artifact.load(folder, model=model, device=device), read(folder), folder)
 
     @classmethod
     def publish(
