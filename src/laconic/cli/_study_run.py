@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from laconic.cli._group import Command
-from laconic.cli._options import json_option, prepare, run_options
+from laconic.cli._options import prepare, run_options
 from laconic.cli._output import note, plain, show_json
 
 EXAMPLES = ("laconic study run eora", "laconic study run eora --scale full --device cuda")
@@ -31,7 +31,14 @@ EXAMPLES = ("laconic study run eora", "laconic study run eora --scale full --dev
     help="Folder that the result is saved in.",
 )
 @run_options
-@json_option
+@click.option(
+    "--json",
+    "json_to",
+    is_flag=False,
+    flag_value="-",
+    metavar="[FILE]",
+    help="Print JSON instead of tables; with FILE, save the result there and not in --results.",
+)
 def command(
     name: str,
     scale: str,
@@ -39,7 +46,7 @@ def command(
     seed: int,
     threads: int | None,
     device: str,
-    as_json: bool,
+    json_to: str | None,
 ) -> None:
     """Run the study of this NAME and say whether it passes its bar; exit code 1 where not."""
     from laconic.cli._studies import get_study, show_findings
@@ -49,10 +56,11 @@ def command(
     study = get_study(name)
     prepare(seed, threads, device)
     found = study.run(scale=scale, seed=seed, device=device, progress=progress_on())
-    path = results / f"{study.name}-{scale}.json"
+    kept = json_to if json_to not in (None, "-") else None
+    path = Path(kept) if kept else results / f"{study.name}.{scale}.json"
     write_atomic(path, json.dumps(plain(found), indent=2) + "\n")
     note(f"Wrote {path}")
-    if as_json:
+    if json_to == "-":
         show_json(found)
     else:
         show_findings(found)

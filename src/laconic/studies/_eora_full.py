@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import nn
 
 from laconic import datasets, measure
 from laconic.errors import ConfigError
@@ -81,11 +81,15 @@ def run_full(conditions: Conditions) -> Findings:
         ConfigError: The model's files are not on this machine; says how to get them.
         MissingExtraError: transformers or lm-eval is not installed.
     """
+    folder = _model_folder()
     harness = Harness(conditions.device)
-    model, tokenizer = _paper_model()
+    model, tokenizer = load_model(folder)
+    if tokenizer is None:
+        raise ConfigError(
+            f"study 'eora', scale full: {MODEL} came without its tokenizer. Download it whole."
+        )
 
-    def encode(text: str) -> list[int]:
-        return list(tokenizer.encode(text, add_special_tokens=False))
+    encode = partial(_encode, tokenizer)
 
     corpus = datasets.load(
         "wikitext2", seed=conditions.seed, tokenizer=encode, length=LENGTH,
@@ -102,18 +106,21 @@ def run_full(conditions: Conditions) -> Findings:
     return Findings(_values(found), {"full": _section(found, judge.figures(stand.dense, TASKS))})
 
 
-def _paper_model() -> tuple[nn.Module, Any]:
+def _encode(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer.encode(text, add_special_tokens=False))
+
+
+def _model_folder() -> str:
     hub = require("huggingface_hub", "hf", purpose="study 'eora' at full scale")
     require("transformers", "hf", purpose="study 'eora' at full scale")
     try:
-        folder = hub.snapshot_download(MODEL, local_files_only=True)
+        return str(hub.snapshot_download(MODEL, local_files_only=True))
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"study 'eora', scale full: the files of {MODEL} are not in the Hugging Face cache "
             f"({type(error).__name__}). Accept its licence, run `hf download {MODEL}` (16 GB), "
             "then start again on a GPU of 80 GB with --device cuda; or use --scale small."
         ) from error
-    return load_model(folder)
 
 
 def _mixed(

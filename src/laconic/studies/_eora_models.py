@@ -40,12 +40,14 @@ class Subject:
         model: In evaluation mode.
         task: Calibration and held-out text.
         width: Channels of the residual stream.
+        published: The weights are others' and not trained here.
     """
 
     name: str
     model: nn.Module
     task: Task
     width: int
+    published: bool
 
 
 def language_model(conditions: Conditions) -> Subject:
@@ -66,9 +68,16 @@ def language_model(conditions: Conditions) -> Subject:
             LaconicWarning,
             stacklevel=2,
         )
-        task = domain_task("code", conditions.seed)
-        return Subject("byte-level Llama trained here", byte_model(conditions), task, WIDTH)
-    return Subject("stories260K (published weights)", model, task, int(model.config.hidden_size))
+        return trained_here(conditions)
+    width = int(model.config.hidden_size)
+    return Subject("stories260K (published weights)", model, task, width, published=True)
+
+
+def trained_here(conditions: Conditions) -> Subject:
+    """Return the byte-level Llama on source code, of files held out."""
+    task = domain_task("code", conditions.seed)
+    model = byte_model(conditions)
+    return Subject("byte-level Llama trained here", model, task, WIDTH, published=False)
 
 
 def domain_task(domain: Domain, seed: int) -> Task:

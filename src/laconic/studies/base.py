@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import warnings
 from collections import Counter
@@ -13,6 +14,8 @@ from laconic.errors import ConfigError, LaconicWarning
 from laconic.progress import NullProgress, Progress
 
 Scale = Literal["small", "full"]
+_LAYER = re.compile(r"^[\w.]+\.[\w.]+: ")  # the path of a parameter
+_NUMBER = re.compile(r"\d+")
 SCALES: tuple[Scale, ...] = get_args(Scale)
 
 
@@ -143,8 +146,8 @@ class Study:
 
         Returns:
             ``study``, ``claim``, ``source``, ``scale``, ``seed``, ``device``, ``passed``,
-            ``bars``, ``figures``, ``warnings`` (text and count of each), ``seconds`` and
-            ``environment``, all plain values.
+            ``bars``, ``figures``, ``warnings`` (the first of each kind and how many there
+            were), ``seconds`` and ``environment``, all plain values.
 
         Raises:
             ConfigError: Unknown scale, or the protocol gave no value for a bar, or one for none.
@@ -188,9 +191,19 @@ class Study:
 
 
 def _told(heard: list[warnings.WarningMessage]) -> list[dict[str, Any]]:
-    """Return our warnings, each once with its count; hand on those of other libraries."""
-    ours = Counter(str(w.message) for w in heard if issubclass(w.category, LaconicWarning))
-    for other in heard:
-        if not issubclass(other.category, LaconicWarning):
-            warnings.warn_explicit(other.message, other.category, other.filename, other.lineno)
-    return [{"text": text, "count": count} for text, count in ours.items()]
+    """Return our warnings, the first of each kind with their count; hand on those of others.
+
+    Two are of a kind where only the layer that they begin with and the numbers differ.
+    """
+    counts: Counter[str] = Counter()
+    first: dict[str, str] = {}
+    for warning in heard:
+        text = str(warning.message)
+        if not issubclass(warning.category, LaconicWarning):
+            where = (warning.filename, warning.lineno)
+            warnings.warn_explicit(warning.message, warning.category, *where)
+            continue
+        kind = _NUMBER.sub("0", _LAYER.sub("", text))
+        counts[kind] += 1
+        first.setdefault(kind, text)
+    return [{"text": text, "count": counts[kind]} for kind, text in first.items()]

@@ -61,7 +61,7 @@ def run_small(conditions: Conditions) -> Findings:
         },
         **{_domain_name(domain): domains.ratios[domain] for domain in language.DOMAINS},
     }
-    sections = {"A": alone.section, "B": model.section, "C": domains.section}
+    sections = {"A": alone.section, **model.sections, "C": domains.section}
     return Findings(values, sections)
 
 
