@@ -91,7 +91,7 @@ def _machine(result: Mapping[str, Any]) -> str:
     place = result["environment"]
     return (
         f"{number(float(result['seconds']))} s on {result['device']}, "
-        f"{place['cpu']['model']}, {place['threads']} threads, "
+        f"{place['cpu']['model']}, threads: {place['threads']}, "
         f"torch {place['versions']['torch']}, Python {place['python']}."
     )
 
