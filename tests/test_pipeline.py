@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from laconic import artifact
+from laconic import artifact, dial
 from laconic.errors import BudgetError, ConfigError, LaconicWarning, LayerError, RecipeError
 from laconic.forms.dense import Dense
 from laconic.forms.layers import installed
@@ -159,6 +159,17 @@ def test_what_later_steps_save_is_left_to_the_dial(task: Task) -> None:
     assert size is not None
     assert after_dial is not None
     assert 0.99 * 33000 <= size <= 33000 < after_dial
+
+
+@pytest.mark.parametrize("guess", [10**6, 5000, -(10**6)])
+def test_a_wrong_guess_of_what_later_steps_do_is_made_good(
+    guess: int, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dial, "predicted_change", lambda run, indices: guess)
+    steps = ("round-to-nearest: {where: {exclude: ['4.*']}}", SAVES)
+    size = compress(mlp(), recipe(*steps), task, budget="33kB").report.compressed.bytes
+    assert size is not None
+    assert 0.99 * 33000 <= size <= 33000
 
 
 def test_what_later_steps_add_is_taken_from_the_dial(task: Task) -> None:

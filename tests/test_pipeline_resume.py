@@ -74,6 +74,7 @@ MOMENTS: dict[str, tuple[str, Callable[[], Callable[[Path], bool]]]] = {
     "third step done": ("long", lambda: there("step-03.json")),
     "in the second training": ("long", lambda: rewritten("step-04.training.pt", 2)),
     "all steps done": ("long", lambda: there("step-04.json")),
+    "while it is published": ("long", lambda: lambda work: any(work.glob(".out.*"))),
     "among trials of the budget": ("tight", lambda: rewritten("step-01.trial", 2)),
     "levels chosen": ("tight", lambda: there("step-01.json")),
     "in the training after the levels": ("tight", lambda: rewritten("step-02.training.pt", 3)),
