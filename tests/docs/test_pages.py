@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -65,6 +66,34 @@ def test_links_of_a_page_lead_somewhere(page: str) -> None:
     links = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / page).read_text(encoding="utf-8"))
     assert links
     assert [link for link in links if not (here / link).exists()] == []
+
+
+def held(name: str) -> dict[str, Any]:
+    return json.loads((ROOT / "results" / "benchmarks" / f"{name}.json").read_text())
+
+
+def kilobytes(count: int) -> str:
+    return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
+
+
+def table_row(before: dict[str, Any], after: dict[str, Any]) -> str:
+    ratio = before["bytes"] / after["bytes"]
+    sizes = f"{kilobytes(before['bytes'])} to {kilobytes(after['bytes'])}"
+    if "perplexity" in after["metrics"]:
+        old, new = (side["metrics"]["perplexity"]["value"] for side in (before, after))
+        return f"{sizes} | {ratio:.2f}x | perplexity {old:.2f} | {new:.2f} |"
+    old, new = (100 * side["metrics"]["top1"]["value"] for side in (before, after))
+    return f"{sizes} | {ratio:.1f}x | top-1 {old:.1f} % | {new:.1f} % |"
+
+
+def test_the_table_of_the_readme_is_the_committed_figures() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert table_row(*held("demo")["rows"]) in text
+    rows = [*held("models-resnet")["rows"], *held("models-llama")["rows"]]
+    for row in rows:
+        if row["recipe"] in ("deep-compression", "w4", "w4-gptq"):
+            before = {"bytes": row["bytes_original"], "metrics": row["metrics_original"]}
+            assert table_row(before, row) in text, row["recipe"]
 
 
 def test_committed_benchmarks_have_the_agreed_form() -> None:
