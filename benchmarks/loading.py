@@ -29,6 +29,12 @@ from laconic.forms.layers import installed
 OUT = Path(__file__).resolve().parent.parent / "results" / "benchmarks" / "loading.json"
 WIDTH, LAYERS, REPEATS, BITS = 1024, 20, 5, 4
 
+RECIPE = """
+name: w4-group-128
+steps:
+  - round-to-nearest: {bits: 4, group_size: 128, range: mse}
+"""
+
 
 def fastest(work: Callable[[], Any]) -> float:
     """Return the least seconds of several runs."""
@@ -76,7 +82,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         save_file(model.state_dict(), folder / "dense.safetensors")
-        recipe = laconic.Recipe.load("w4")
+        recipe = laconic.Recipe.from_yaml(RECIPE)
         result = laconic.compress(model, recipe, out=folder / "fast")
         artifact.save(result.model, folder / "smallest", effort="smallest")
         write_compressed_tensors(result.model, folder / "packed.safetensors")

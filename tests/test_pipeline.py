@@ -653,3 +653,13 @@ def test_same_seed_same_bytes_other_seed_other_bytes(task: Task, tmp_path: Path)
     assert files["a"] == files["b"] != files["c"]
     manifests = [(tmp_path / name / "laconic.json").read_bytes() for name in ("a", "b")]
     assert manifests[0] == manifests[1]
+
+
+def test_latency_memory_and_kernels_are_in_the_report(task: Task, tmp_path: Path) -> None:
+    result = compress(mlp(), recipe(ROUND), task, out=tmp_path / "timed", latency=True)
+    report = result.to_dict()
+    for side in ("original", "compressed"):
+        assert set(report[side]["latency_ms"]) == {"1", "32"}
+        assert report[side]["memory_bytes"] > 10_000_000
+    assert report["kernels"].keys() == {row["name"] for row in site_rows(result)}
+    assert report["commands"] == ["laconic verify timed", "laconic inspect timed"]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from laconic import artifact, measure, registry
+from laconic.forms.kernels import decide
 from laconic.forms.layers import install_, installed
 from laconic.runner import Run, frozen
 from laconic.task import Batch, Task, model_inputs
@@ -30,24 +31,24 @@ def build_report(
         built: Folder of the artefact.
         model: The model as it was loaded from there.
         budget: The budget as it was asked for.
-        latency: Measure latency too, a process per variant.
+        latency: Measure latency and peak memory too, a process per variant.
         baselines: Measure plain rounding at several bits too.
     """
     task = run.task
     original_bytes = measure.dense_bytes(run.original)
     files = measure.model_bytes(built)
     size = sum(files.values())
-    timings = measure_latency(run, built) if latency and task else {}
+    running = measure_running(run, built) if latency else {}
     original = {
         "bytes": original_bytes,
         "metrics": _quality(run.original, run),
-        "latency_ms": timings.get("original", {}),
+        **running.get("original", {}),
     }
     compressed: dict[str, Any] = {
         "bytes": size,
         "files": files,
         "metrics": _quality(model, run),
-        "latency_ms": timings.get("compressed", {}),
+        **running.get("compressed", {}),
     }
     if task and task.kind in ("classification", "causal-lm"):
         kl = measure.logit_kl(run.original, model, task, device=run.device)
@@ -67,7 +68,7 @@ def build_report(
         "provenance": run.provenance,
         "skipped": unsupported(run.original),
         "trade_off": _trade_off(run, original, compressed) if baselines and task else [],
-        "commands": [f"laconic verify {built.name}", f"laconic inspect {built.name}"],
+        "kernels": {name: chosen.kernel for name, chosen in decide(model).items()},
         "warnings": [
             *run.notes,
             *(text for step in run.steps for text in step.get("warnings", ())),
@@ -127,19 +128,23 @@ def example_of(task: Task) -> Tensor | dict[str, Tensor]:
     return next(iter(inputs.values()))
 
 
-def measure_latency(run: Run, built: Path) -> dict[str, dict[int, Any]]:
-    """Time the original and the compressed artefact in turns, a process each."""
+def measure_running(run: Run, built: Path) -> dict[str, dict[str, Any]]:
+    """Time original and compressed artefact in turns, a process each; note their peak memory."""
     if run.task is None:
         return {}
+    example, threads = example_of(run.task), torch.get_num_threads()
     with tempfile.TemporaryDirectory(prefix="laconic-") as folder:
         dense = Path(folder) / "original"
         artifact.save(run.original, dense, architecture=run.architecture, effort="none")
-        timings = measure.latency(
-            {"original": dense, "compressed": built},
-            example_of(run.task),
-            threads=torch.get_num_threads(),
-        )
-    return {name: dict(rows) for name, rows in timings.items()}
+        variants = {"original": dense, "compressed": built}
+        timings = measure.latency(variants, example, threads=threads)
+        return {
+            name: {
+                "latency_ms": dict(timings[name]),
+                "memory_bytes": measure.peak_memory(path, example, threads=threads)["peak_bytes"],
+            }
+            for name, path in variants.items()
+        }
 
 
 def _trade_off(

@@ -67,7 +67,7 @@ def compress(
         threads: CPU threads; those of the process if None. Part of what fixes the bytes.
         resume: Go on where a killed run with the same arguments stopped.
         force: Replace ``out`` and what an unfinished run left.
-        latency: Measure latency, a process per variant; some ten seconds.
+        latency: Measure latency and peak memory, a process per variant; some twenty seconds.
         baselines: Also measure plain rounding at 8, 4, 3 and 2 bits for the trade-off plot.
         source: Folder of the original Hugging Face model, whose tokenizer files are taken along.
         progress: Where progress is shown.
@@ -129,6 +129,7 @@ def compress(
         report = build_report(
             run, built, loaded, budget=budget, latency=latency, baselines=baselines
         )
+        report["commands"] = [f"laconic {verb} {folder.name}" for verb in ("verify", "inspect")]
         report["provenance"] = {**run.provenance, "budget": budget, "job": key}
         result = Result.publish(built, folder, report, model=loaded, force=force, keep=keep)
         work.remove()
