@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -72,7 +73,9 @@ def build(record: list[Any]) -> nn.Module:
         key: from_json(value, _no_nodes, torch.device("cpu")) for key, value in settings.items()
     }
     _check_numbers(values)
-    with torch.device("meta"):
+    with torch.device("meta"), warnings.catch_warnings():
+        # Nothing is initialised on the meta device: a tensor without elements is no news here.
+        warnings.filterwarnings("ignore", message="Initializing zero-element", category=UserWarning)
         return cls(**values).eval()
 
 
