@@ -1,0 +1,1 @@
+"""Gradients made smaller on the wire, through the hook that DistributedDataParallel has."""

@@ -1,0 +1,1 @@
+"""Search: which level at which site, judged by the whole model."""
