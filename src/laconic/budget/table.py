@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from laconic.errors import BudgetError, ConfigError
+from laconic.budget.groups import GroupRule, group_labels
+from laconic.errors import BudgetError, ConfigError, nearest
 from laconic.units import format_bytes
 
 
@@ -37,10 +38,14 @@ class LevelTable:
     Args:
         sites: Names, each once.
         levels: Names of the levels, the same list for every site.
-        costs: Whole bytes, (sites, levels), 0 or more.
+        costs: Whole bytes (or whatever ``unit`` says), (sites, levels), 0 or more.
         errors: What the level spoils, (sites, levels), 0 or more; added up over sites. Infinity
-            marks a level that the site does not have.
+            marks a level that the site does not have. None: nothing is known, every level is
+            there, and only solvers that judge whole assignments can work on the table.
         fixed_bytes: Bytes of the artefact that no level changes: norms, biases, manifest.
+        groups: A label for each site: searches keep the cost of every group, as they switch
+            levels only between sites of one group. None: they keep the total below the budget.
+        unit: What costs count, for messages: ``"bytes"``, ``"weights"``, ``"MACs"``.
 
     Raises:
         ConfigError: Shapes, names or values that do not belong in a table; names the site.
@@ -51,13 +56,18 @@ class LevelTable:
         sites: Sequence[str],
         levels: Sequence[str],
         costs: ArrayLike,
-        errors: ArrayLike,
+        errors: ArrayLike | None = None,
         *,
         fixed_bytes: int = 0,
+        groups: Sequence[str] | None = None,
+        unit: str = "bytes",
     ) -> None:
         self.sites, self.levels, self.fixed_bytes = tuple(sites), tuple(levels), int(fixed_bytes)
         self.costs = _whole(np.asarray(costs))
-        self.errors: NDArray[np.float64] = np.array(errors, dtype=np.float64)
+        self.has_errors, self.unit = errors is not None, unit
+        known = np.zeros(self.costs.shape) if errors is None else errors
+        self.errors: NDArray[np.float64] = np.array(known, dtype=np.float64)
+        self.groups = None if groups is None else tuple(groups)
         self._check()
         for array in (self.costs, self.errors):
             array.setflags(write=False)
@@ -74,6 +84,11 @@ class LevelTable:
             raise ConfigError("level table: a site or a level is named twice.")
         if self.fixed_bytes < 0:
             raise ConfigError(f"level table: fixed_bytes={self.fixed_bytes} must be at least 0.")
+        if self.groups is not None and len(self.groups) != len(self.sites):
+            raise ConfigError(
+                f"level table: {len(self.groups)} groups for {len(self.sites)} sites; give one "
+                "label a site."
+            )
         for site, row, cost in zip(self.sites, self.errors, self.costs, strict=True):
             if np.isnan(row).any() or (row < 0).any() or (cost < 0).any():
                 raise ConfigError(
@@ -82,6 +97,57 @@ class LevelTable:
                 )
             if np.isinf(row).all():
                 raise ConfigError(f"level table: {site} has no level with a finite error.")
+
+    def grouped(self, rule: GroupRule) -> LevelTable:
+        """Return the table with its sites grouped, so that switches within a group are exact.
+
+        Args:
+            rule: ``"size"`` groups sites whose levels are the same numbers of ``unit`` apart,
+                ``"name"`` those that also have the same path but for its numbers, ``"none"``
+                takes groups away.
+        """
+        return self._copy(groups=group_labels(self.sites, self._ladders(), rule))
+
+    def only(self, levels: Sequence[str]) -> LevelTable:
+        """Return the table with some of its levels: a family of a mixed table.
+
+        Raises:
+            ConfigError: Unknown level, or a site has none of them.
+        """
+        kept = np.array([self.level_index(name) for name in levels], dtype=np.int64)
+        errors = self.errors[:, kept]
+        bare = np.flatnonzero(np.isinf(errors).all(axis=1))
+        if len(bare):
+            raise ConfigError(
+                f"level table: {self.sites[bare[0]]} has none of the levels {list(levels)}."
+            )
+        return self._copy(levels=tuple(levels), costs=self.costs[:, kept], errors=errors)
+
+    def _copy(self, **changes: Any) -> LevelTable:
+        """Return a table with some arguments changed; illegal levels stay illegal."""
+        given = {
+            "sites": self.sites, "levels": self.levels, "costs": self.costs,
+            "errors": self.errors, "fixed_bytes": self.fixed_bytes, "groups": self.groups,
+            "unit": self.unit, **changes,
+        }  # fmt: skip
+        copy = LevelTable(**given)
+        copy.has_errors = self.has_errors
+        return copy
+
+    def _ladders(self) -> list[NDArray[np.int64]]:
+        return [self.costs[site, self.available(site)] for site in range(len(self.sites))]
+
+    def site_index(self, name: str) -> int:
+        """Return the row of a site; ConfigError with the nearest name where there is none."""
+        return _index(name, self.sites, "site")
+
+    def level_index(self, name: str) -> int:
+        """Return the column of a level; ConfigError with the nearest name where there is none."""
+        return _index(name, self.levels, "level")
+
+    def members(self, group: str) -> list[int]:
+        """Return the rows of the sites of a group."""
+        return [site for site, label in enumerate(self.groups or ()) if label == group]
 
     def available(self, site: int) -> NDArray[np.int64]:
         """Return the indices of a site's levels by rising cost, then rising error."""
@@ -97,6 +163,30 @@ class LevelTable:
                 kept.append(int(level))
         return kept
 
+    def neighbours(self, site: int, level: int) -> tuple[int | None, int | None]:
+        """Return the levels one step down and one step up in cost; None where there is none."""
+        ladder = [int(index) for index in self.available(site)]
+        if level not in ladder:
+            raise ConfigError(
+                f"level table: {self.sites[site]} has no level {self.levels[level]!r}."
+            )
+        place = ladder.index(level)
+        down = ladder[place - 1] if place else None
+        return down, ladder[place + 1] if place + 1 < len(ladder) else None
+
+    def attainable(self) -> tuple[int, int]:
+        """Return the least and the greatest cost of any assignment, fixed bytes included."""
+        ladders = self._ladders()
+        low, high = (sum(int(ladder[end]) for ladder in ladders) for end in (0, -1))
+        return self.fixed_bytes + low, self.fixed_bytes + high
+
+    def is_legal(self, choice: Sequence[int]) -> bool:
+        """Return whether every site has the level chosen for it."""
+        return len(choice) == len(self.sites) and all(
+            0 <= level < len(self.levels) and np.isfinite(self.errors[site, level])
+            for site, level in enumerate(choice)
+        )
+
     def assignment(self, choice: Sequence[int], *, slack_bytes: int = 0) -> Assignment:
         """Return a choice of levels with its cost and error."""
         if len(choice) != len(self.sites):
@@ -111,6 +201,33 @@ class LevelTable:
         """Return the level's name for each site's name."""
         names = (self.levels[index] for index in assignment.choice)
         return dict(zip(self.sites, names, strict=True))
+
+    def from_names(self, names: Mapping[str, str]) -> Assignment:
+        """Return the assignment of level names by site names, as :meth:`named` gives it.
+
+        Raises:
+            ConfigError: Unknown site or level (with the nearest name), a site is missing, or it
+                does not have the level.
+        """
+        for site in names:
+            self.site_index(site)
+        missing = [site for site in self.sites if site not in names]
+        if missing:
+            raise ConfigError(f"level table: no level is given for {missing[0]}.")
+        choice = [self.level_index(names[site]) for site in self.sites]
+        for site, level in enumerate(choice):
+            self.neighbours(site, level)  # refuses a level that the site does not have
+        return self.assignment(choice)
+
+    def tell(self, cost: float) -> str:
+        """Return a cost in words, with its unit."""
+        return format_bytes(cost) if self.unit == "bytes" else f"{cost:g} {self.unit}"
+
+
+def _index(name: str, known: tuple[str, ...], noun: str) -> int:
+    if name not in known:
+        raise ConfigError(f"level table: no {noun} {name!r}.{nearest(name, known)}")
+    return known.index(name)
 
 
 def _whole(costs: NDArray[Any]) -> NDArray[np.int64]:
