@@ -3,6 +3,7 @@
 The room knows nothing of weights: it sees sites, levels, costs and errors.
 """
 
+from laconic.budget.cheapest import Cheapest, cheapest
 from laconic.budget.evolve import evolve
 from laconic.budget.meet import Met, meet
 from laconic.budget.sampler import Minibatch, Sampler
@@ -15,6 +16,7 @@ from laconic.budget.workers import open_workers
 __all__ = [
     "Assignment",
     "Budget",
+    "Cheapest",
     "Fitness",
     "Generation",
     "LevelTable",
@@ -22,6 +24,7 @@ __all__ = [
     "Minibatch",
     "Sampler",
     "SearchResult",
+    "cheapest",
     "dynamic_programme",
     "evolve",
     "greedy",
