@@ -164,7 +164,11 @@ def gathered(
     run: Run, step: LayerStep, selected: list[Site], resolved: dict[str, LayerStep]
 ) -> Iterator[list[Site]]:
     """Yield the selected sites in groups, with the statistics that their step asks for."""
-    needs = {site.name: resolved[site.name].needs for site in selected}
+    data = run.task is not None and len(run.task.calibration_split() or ())
+    needs = {
+        name: step.needs | (step.wishes if data else frozenset())
+        for name, step in ((site.name, resolved[site.name]) for site in selected)
+    }
     if not any(needs.values()):
         yield selected
         return
@@ -175,6 +179,7 @@ def gathered(
         run.task,
         needs,
         propagate=step.propagate,
+        sequential=step.sequential,
         progress=run.progress,
     )
 

@@ -30,14 +30,14 @@ ZEROS = "zeros save nothing in it"
 ONCE = "no dense part left"
 PLAIN = "it takes a dense weight, or a sparse one"
 
-QUANTIZED = ("gptq", "kmeans", "round-to-nearest")
+QUANTIZED = ("gptq", "kmeans", "round-to-nearest")  # leave nothing dense
+PRUNED = ("magnitude", "sparsegpt", "wanda")
 # What may not follow what, on a model that is dense before: {(first, second): reason}.
 REFUSED = {
     **{("eora", second): ALONE for second in METHODS},
     **{("recover", second): EMPTY for second in METHODS},
-    **{(first, "svd"): DENSE for first in ("svd", "magnitude", "sparsegpt", *QUANTIZED)},
-    **{(first, "magnitude"): ZEROS for first in ("svd", *QUANTIZED)},
-    **{(first, "sparsegpt"): ZEROS for first in ("svd", *QUANTIZED)},
+    **{(first, "svd"): DENSE for first in ("svd", *PRUNED, *QUANTIZED)},
+    **{(first, second): ZEROS for first in ("svd", *QUANTIZED) for second in PRUNED},
     **{(first, "gptq"): PLAIN for first in ("svd", *QUANTIZED)},
     **{(first, "kmeans"): ONCE for first in QUANTIZED},
     **{(first, "round-to-nearest"): ONCE for first in QUANTIZED},
@@ -47,20 +47,17 @@ REFUSED = {
 REFUSED_AFTER = {
     "round-to-nearest": {
         ("eora", "svd"): DENSE,
-        ("eora", "magnitude"): ZEROS,
-        ("eora", "sparsegpt"): ZEROS,
+        **{("eora", second): ZEROS for second in PRUNED},
         ("eora", "gptq"): PLAIN,
         ("recover", "svd"): DENSE,
-        ("recover", "magnitude"): ZEROS,
-        ("recover", "sparsegpt"): ZEROS,
+        **{("recover", second): ZEROS for second in PRUNED},
         ("recover", "gptq"): PLAIN,
         ("recover", "kmeans"): ONCE,
         ("recover", "round-to-nearest"): ONCE,
     },
     "magnitude": {
         ("eora", "svd"): DENSE,
-        ("eora", "magnitude"): ZEROS,
-        ("eora", "sparsegpt"): ZEROS,
+        **{("eora", second): ZEROS for second in PRUNED},
         ("eora", "gptq"): PLAIN,
         ("recover", "svd"): DENSE,
     },

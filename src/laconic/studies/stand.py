@@ -70,7 +70,9 @@ class Stand:
             sites = [site for site in self._sites(forms) if step.selects(site)]
             needs = {site.name: step.for_site(site.name).needs for site in sites}
             resolved = step.resolve(sites)
-            for group in gather_(model, sites, task, needs, propagate=step.propagate):
+            for group in gather_(
+                model, sites, task, needs, propagate=step.propagate, sequential=step.sequential
+            ):
                 for site in group:
                     source = generator_for(self.seed, index, site.name)
                     forms[site.name] = resolved[site.name].fit(site, source)

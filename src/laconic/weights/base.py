@@ -241,6 +241,19 @@ class LayerStep(Step):
         """Return whose activations calibration sees: the original's, or the compressed model's."""
         return "original"
 
+    @property
+    def sequential(self) -> bool:
+        """Return whether calibration goes layer by layer inside a block, in the order they run.
+
+        Each layer then sees what the compressed ones before it give. Only with ``compensated``.
+        """
+        return False
+
+    @property
+    def wishes(self) -> frozenset[Statistic]:
+        """Statistics that are gathered where there is calibration data, and done without else."""
+        return frozenset()
+
     @abstractmethod
     def fit(self, site: Site, generator: torch.Generator) -> Form:
         """Return the new form of a site; neither the site nor the model is changed.

@@ -33,6 +33,7 @@ def gather_(
     needs: Needs,
     *,
     propagate: Literal["original", "compensated"] = "original",
+    sequential: bool = False,
     limit_bytes: int = LIMIT_BYTES,
     progress: Progress | None = None,
 ) -> Iterator[list[Site]]:
@@ -45,7 +46,9 @@ def gather_(
 
     With ``"compensated"`` the caller puts new forms into ``model`` between two groups, and later
     groups see what these give. Inside a block the sites' original weights are put in for the
-    time of gathering, so that the error before a block is seen and the error inside it is not.
+    time of gathering, so that the error before a block is seen and the error inside it is not;
+    with ``sequential`` only those that the caller has not had yet, layer after layer in the order
+    in which they run (those with one input together), so that each sees the error before it.
 
     Training modes, gradients and random states of the model and the process stay as they are.
 
@@ -55,11 +58,13 @@ def gather_(
         task: Gives the calibration data and runs the model.
         needs: Statistics by site name; sites that need none come first, in one group.
         propagate: Whose activations are seen.
+        sequential: With ``"compensated"``, layers of a block are gathered one after another.
         limit_bytes: Most bytes of statistics at a time; one input's are always allowed.
         progress: Where progress is shown.
 
     Raises:
-        ConfigError: The task has no calibration data.
+        ConfigError: The task has no calibration data, or ``sequential`` without
+            ``"compensated"``.
         LayerError: No row reached a site, or its inputs are not finite; names the site.
     """
     wanted = [site for site in sites if needs.get(site.name)]
@@ -73,7 +78,14 @@ def gather_(
             f"calibration: {len(wanted)} layers need statistics and the task has no calibration "
             "or training examples. Give --data NAME, or a Task with calibration."
         )
-    gathering = _Gathering(model, task, needs, propagate == "compensated", limit_bytes)
+    if sequential and propagate != "compensated":
+        raise ConfigError(
+            f"calibration: sequential=True needs propagate='compensated', not {propagate!r}: the "
+            "original's layers do not change from one to the next."
+        )
+    gathering = _Gathering(
+        model, task, needs, propagate == "compensated", limit_bytes, sequential=sequential
+    )
     shown = progress or NullProgress()
     bar = shown.start("calibrate", len(wanted))
     for group in gathering.groups(wanted):
@@ -103,9 +115,16 @@ class _Gathering:
     """One walk over a model and its calibration data."""
 
     def __init__(
-        self, model: nn.Module, task: Task, needs: Needs, compensated: bool, limit_bytes: int
+        self,
+        model: nn.Module,
+        task: Task,
+        needs: Needs,
+        compensated: bool,
+        limit_bytes: int,
+        *,
+        sequential: bool,
     ) -> None:
-        self.model, self.task, self.needs = model, task, needs
+        self.model, self.task, self.needs, self.sequential = model, task, needs, sequential
         self.compensated, self.limit_bytes = compensated, limit_bytes
         self.data = Data(task, device_of(model))
 
@@ -194,13 +213,17 @@ class _Gathering:
         left = len(sites)
         for index, path in enumerate(blocks):
             here = [site for site in sites if site.name.startswith(f"{path}.")]
-            for chunk in self._chunks(self._shared(here, trace)):
+            waiting = list(here)  # not compressed yet, as far as this walk is concerned
+            for chunk in self._chunks(self._shared(here, trace), 1 if self.sequential else None):
 
-                def run(watch: _Watch, index: int = index, here: list[Site] = here) -> None:
-                    with _originals(self.model, here if self.compensated else []):
+                def run(watch: _Watch, index: int = index, held: list[Site] = waiting) -> None:
+                    with _originals(self.model, held if self.compensated else []):
                         self._replay(blocks[index], index, streams, watch)
 
-                yield self._gather(chunk, run)
+                group = self._gather(chunk, run)
+                yield group
+                if self.sequential:
+                    waiting = [site for site in waiting if site not in group]
             left -= len(here)
             if not left:
                 return

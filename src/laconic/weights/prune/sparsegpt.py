@@ -32,6 +32,8 @@ class SparseGpt(PruneStep):
         pattern: ``"N:M"`` keeps N of every M consecutive inputs, chosen when they are reached.
         damping: Share of the mean diagonal added to the Gram matrix; 0.01 in the paper.
         block: Columns whose weights compete, over all rows; 128 in the paper.
+        true_sequential: Layers of a block go in the order in which they run, and each sees what
+            the compressed ones before it give; else all of a block see its original layers.
 
     Shapes:
         weight (rows, cols), gram (cols, cols) -> mask (rows, cols), values
@@ -50,6 +52,7 @@ class SparseGpt(PruneStep):
 
     damping: float = setting(0.01, help="Share of the mean diagonal added.", low=0.0, high=1.0)
     block: int = setting(128, help="Columns whose weights compete.", low=1)
+    true_sequential: bool = setting(False, help="Layers of a block go one after another.")
 
     @property
     def needs(self) -> frozenset[Statistic]:
@@ -60,6 +63,11 @@ class SparseGpt(PruneStep):
     def propagate(self) -> Literal["original", "compensated"]:
         """Return ``compensated``: each block sees what the compressed blocks before it give."""
         return "compensated"
+
+    @property
+    def sequential(self) -> bool:
+        """Return whether layers of a block see the compressed ones before them."""
+        return self.true_sequential
 
     def sketch(self, form: Form, *, site: str) -> Form:
         """Return the sparse form without values."""

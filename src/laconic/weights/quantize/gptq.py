@@ -42,6 +42,8 @@ class Gptq(UniformStep):
         damping: Share of the mean diagonal added to the Gram matrix; 0.01 in the paper. Raised
             tenfold, up to 1, where the matrix cannot be factored.
         block: Columns after which the error is carried on; changes speed, not the result.
+        true_sequential: Layers of a block go in the order in which they run, and each sees what
+            the compressed ones before it give; else all of a block see its original layers.
 
     Shapes:
         weight (rows, cols), gram (cols, cols) -> codes (rows, cols), scale (rows, cols / group)
@@ -62,6 +64,7 @@ class Gptq(UniformStep):
     order: Literal["static", "none"] = setting("static", help="Order in which columns go.")
     damping: float = setting(0.01, help="Share of the mean diagonal added.", low=0.0, high=1.0)
     block: int = setting(128, help="Columns after which the error is carried on.", low=1)
+    true_sequential: bool = setting(False, help="Layers of a block go one after another.")
 
     @property
     def needs(self) -> frozenset[Statistic]:
@@ -72,6 +75,11 @@ class Gptq(UniformStep):
     def propagate(self) -> Literal["original", "compensated"]:
         """Return ``compensated``: each block sees what the compressed blocks before it give."""
         return "compensated"
+
+    @property
+    def sequential(self) -> bool:
+        """Return whether layers of a block see the compressed ones before them."""
+        return self.true_sequential
 
     def check_form(self, form: Form) -> None:
         """Refuse a form that is neither dense nor sparse with dense values."""
