@@ -9,19 +9,26 @@ from laconic.measure.intervals import Metric, bootstrap, wilson
 from laconic.measure.latency import Timing, latency, peak_memory
 from laconic.measure.quality import evaluate
 from laconic.measure.size import dense_bytes, model_bytes
+from laconic.measure.sparsity import Sparsity, gini, hoyer, pqi, retain_bound, sparsity
 
 __all__ = [
     "Metric",
+    "Sparsity",
     "Timing",
     "bootstrap",
     "dense_bytes",
     "environment",
     "evaluate",
     "export_onnx",
+    "gini",
+    "hoyer",
     "latency",
     "logit_kl",
     "model_bytes",
     "output_errors",
     "peak_memory",
+    "pqi",
+    "retain_bound",
+    "sparsity",
     "wilson",
 ]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from laconic.errors import ConfigError
 from laconic.extras import require
@@ -17,7 +17,7 @@ from laconic.task import Split, Task
 from laconic.training import guard
 from laconic.training.loop import Run, Settings
 from laconic.training.losses import Distance, LossFunction, Objective, default_distance
-from laconic.training.optimizer import chosen_parameters
+from laconic.training.optimizer import OptimizerName, chosen_parameters
 from laconic.training.plan import FitSummary, Length
 
 if TYPE_CHECKING:
@@ -47,6 +47,9 @@ def fit(
     hidden: Sequence[str] = (),
     hidden_weight: float = 1.0,
     parameters: Iterable[str] | None = None,
+    optimizer: OptimizerName = "adamw",
+    masks: Mapping[str, Tensor] | None = None,
+    each_epoch: Callable[[int], None] | None = None,
     fixed_norms: bool = False,
     checkpoint: Path | None = None,
     checkpoint_seconds: float = 30.0,
@@ -54,7 +57,7 @@ def fit(
     device: str | torch.device = "cpu",
     label: str = "train",
 ) -> FitSummary:
-    """Train a model in place, by AdamW with warm-up and a cosine to zero.
+    """Train a model in place, with warm-up and a cosine to zero.
 
     The order of batches depends on seed and epoch alone. With a checkpoint the run may be
     killed at any moment; called again with the same arguments it goes on and ends with the same
@@ -84,6 +87,12 @@ def fit(
         hidden: Names of modules whose outputs are matched too, in both models.
         hidden_weight: Weight of that term.
         parameters: Names of the parameters to train; all that require a gradient where None.
+        optimizer: ``adamw``, or ``sgd`` with Nesterov's momentum of 0.9.
+        masks: Of some parameters by name, bool of their shape: where False the value is zero
+            throughout. Gradients are masked after they are clipped, values after every step.
+        each_epoch: Called with the epochs done after each, and at the end of the run. It may look
+            at the model and copy it; modes and the random state are restored. A resumed run
+            calls it again for epochs after its last checkpoint.
         fixed_norms: Batch norms use and keep their running statistics.
         checkpoint: File that the run is kept in.
         checkpoint_seconds: Seconds between two writes; 0 writes after every step.
@@ -115,6 +124,9 @@ def fit(
         checkpoint=checkpoint,
         checkpoint_seconds=checkpoint_seconds,
         label=label,
+        optimizer=optimizer,
+        masks=masks or {},
+        each_epoch=each_epoch,
     )
     loss = Objective(
         objective,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from math import isfinite
 from pathlib import Path
@@ -29,7 +29,15 @@ from laconic.training.checkpoint import (
     write_checkpoint,
 )
 from laconic.training.losses import Objective
-from laconic.training.optimizer import Masters, Named, make_adamw, set_rates
+from laconic.training.optimizer import (
+    OPTIMIZERS,
+    Masters,
+    Named,
+    OptimizerName,
+    Pruned,
+    make_optimizer,
+    set_rates,
+)
 from laconic.training.order import BatchOrder, batch_length, epoch_length
 from laconic.training.plan import FitSummary, Length, StepPlan
 from laconic.training.schedule import cosine_factor
@@ -58,6 +66,9 @@ class Settings:
     checkpoint: Path | None
     checkpoint_seconds: float
     label: str
+    optimizer: OptimizerName = "adamw"
+    masks: Mapping[str, Tensor] = field(default_factory=dict)
+    each_epoch: Callable[[int], None] | None = None
 
     def __post_init__(self) -> None:
         bounds = {
@@ -68,6 +79,7 @@ class Settings:
             "warmup": (0 <= self.warmup <= 1, "between 0 and 1"),
             "clip": (self.clip > 0, "above 0"),
             "checkpoint_seconds": (self.checkpoint_seconds >= 0, "at least 0"),
+            "optimizer": (self.optimizer in OPTIMIZERS, f"one of {list(OPTIMIZERS)}"),
         }
         for name, (right, allowed) in bounds.items():
             if not right:
@@ -92,16 +104,18 @@ class Run:
         if accelerator.num_processes > 1:
             self.running = accelerator.prepare_model(model)
         self.masters = Masters(named)
-        self.optimizer = self._adamw()
+        self.pruned = Pruned(settings.masks, named)
+        self.optimizer = self._make_optimizer()
         self.position = Position()
         guard.train_mode(self.running, fixed_norms=settings.fixed_norms)
 
-    def _adamw(self) -> torch.optim.AdamW:
+    def _make_optimizer(self) -> torch.optim.Optimizer:
         s = self.settings
-        return make_adamw(
+        return make_optimizer(
             self.model,
             self.named,
             self.masters,
+            kind=s.optimizer,
             lr=s.lr,
             table_lr=s.table_lr,
             weight_decay=s.weight_decay,
@@ -111,6 +125,8 @@ class Run:
         """Take up or plan the run, then do its steps."""
         plan = self._resume()
         resumed_at = self.position.step if plan else None
+        if resumed_at is None:
+            self._clear_pruned()
         plan = plan or self._plan()
         if resumed_at is None:
             self._save(plan)
@@ -126,6 +142,7 @@ class Run:
             )
             self._note(value, order, spent + time.perf_counter() - started)
             progress.advance(bar, note=f"loss {where.recent_loss:.4g}")
+            self._tell_epoch(plan)
             now = time.perf_counter()
             due = now - written >= max(s.checkpoint_seconds, _WRITE_SHARE * cost)
             if s.checkpoint_seconds == 0 or due or where.step == plan.total:
@@ -150,9 +167,25 @@ class Run:
         norm = float(torch.nn.utils.clip_grad_norm_(self.masters.tensors(), s.clip))
         if not isfinite(norm):
             raise self._not_finite(f"the gradient's norm is {norm}", step, total)
+        self.pruned.clear_gradients(self.masters)
         self.optimizer.step()
-        self.masters.give_values()
+        self._clear_pruned()
         return value
+
+    def _clear_pruned(self) -> None:
+        self.pruned.clear_values(self.masters)
+        self.masters.give_values()
+
+    def _tell_epoch(self, plan: StepPlan) -> None:
+        """Call ``each_epoch`` at the end of an epoch and of the run; it leaves all as it was."""
+        s, step = self.settings, self.position.step
+        per_epoch = epoch_length(s.split, s.batch_size)
+        if s.each_epoch is None or (step % per_epoch and step < plan.total):
+            return
+        drawn = random_state(self.device)
+        with guard.modes_kept(self.running):
+            s.each_epoch(-(-step // per_epoch))
+        set_random_state(drawn, self.device)
 
     def _share(self, batch: Batch) -> Batch:
         """Move a batch to the device; of several processes each takes an equal part."""
@@ -228,7 +261,7 @@ class Run:
             yield
         finally:
             self._set(values, buffers)
-            self.optimizer = self._adamw()
+            self.optimizer = self._make_optimizer()
             set_random_state(drawn, self.device)
 
     def _set(self, values: dict[str, Tensor], buffers: dict[str, Tensor]) -> None:
@@ -274,13 +307,14 @@ class Run:
             "teacher": loss.teacher is not None,
             "hidden": list(loss.hidden),
             "device": self.device.type,
+            "masks": self.pruned.digest(),
             **{name: getattr(loss, name) for name in ("temperature", "alpha", "hidden_weight")},
             "distance": str(loss.distance),
             **{
                 name: getattr(s, name)
                 for name in (
                     "batch_size", "lr", "table_lr", "weight_decay",
-                    "seed", "warmup", "clip", "fixed_norms",
+                    "seed", "warmup", "clip", "fixed_norms", "optimizer",
                 )
             },
         }  # fmt: skip

@@ -1,9 +1,10 @@
-"""AdamW over chosen parameters: groups, and float32 masters of half-precision ones."""
+"""The optimizer over chosen parameters: groups, and float32 masters of half-precision ones."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from hashlib import sha256
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,9 @@ from laconic.errors import ConfigError, nearest
 from laconic.forms.base import Form
 
 Named = dict[str, nn.Parameter]
+OptimizerName = Literal["adamw", "sgd"]
+OPTIMIZERS: tuple[OptimizerName, ...] = get_args(OptimizerName)
+_MOMENTUM = 0.9
 # Parameters of forms that many weights share: a step of one moves them all.
 _SHARED = {"codebook": ("table", "scale"), "hashed": ("table",), "quantized": ("scale",)}
 
@@ -107,19 +111,21 @@ def _master(parameter: nn.Parameter) -> Tensor:
     return parameter.detach().float().clone().requires_grad_(True)
 
 
-def make_adamw(
+def make_optimizer(
     model: nn.Module,
     named: Named,
     masters: Masters,
     *,
+    kind: OptimizerName,
     lr: float,
     table_lr: float,
     weight_decay: float,
-) -> torch.optim.AdamW:
-    """Return AdamW in up to three groups, each with its peak rate under the key ``peak``.
+) -> torch.optim.Optimizer:
+    """Return the optimizer in up to three groups, each with its peak rate under the key ``peak``.
 
     Matrices decay; parameters of one axis (biases, norms) do not; tables and scales that many
-    weights share have their own learning rate and do not decay.
+    weights share have their own learning rate and do not decay. SGD has Nesterov's momentum of
+    0.9.
     """
     shared = shared_names(model)
     groups: dict[str, dict[str, Any]] = {
@@ -131,7 +137,57 @@ def make_adamw(
         plain = "matrices" if parameter.dim() > 1 else "vectors"
         groups["shared" if name in shared else plain]["params"].append(masters[name])
     filled = [group for group in groups.values() if group["params"]]
+    if kind == "sgd":
+        return torch.optim.SGD(filled, lr=lr, momentum=_MOMENTUM, nesterov=True, foreach=False)
     return torch.optim.AdamW(filled, lr=lr, foreach=False)
+
+
+class Pruned:
+    """The places of parameters that stay zero while the others are trained.
+
+    Args:
+        masks: By parameter name, (shape of the parameter) bool, True where a value is trained.
+        named: The parameters that are trained; masks of others are not used.
+
+    Raises:
+        ConfigError: A mask that is not bool or not of its parameter's shape.
+    """
+
+    def __init__(self, masks: Mapping[str, Tensor], named: Named) -> None:
+        self._places: dict[str, Tensor] = {}
+        for name, mask in masks.items():
+            if name not in named:
+                continue
+            shape = tuple(named[name].shape)
+            if mask.dtype != torch.bool or tuple(mask.shape) != shape:
+                raise ConfigError(
+                    f"masks: {name} has a mask {mask.dtype} {tuple(mask.shape)}; it must be bool "
+                    f"of the parameter's shape {shape}."
+                )
+            self._places[name] = ~mask.to(named[name].device)
+
+    def clear_gradients(self, masters: Masters) -> None:
+        """Set the gradients at these places to zero."""
+        for name, places in self._places.items():
+            grad = masters[name].grad
+            if grad is not None:
+                grad.masked_fill_(places, 0.0)
+
+    def clear_values(self, masters: Masters) -> None:
+        """Set the values at these places to zero."""
+        with torch.no_grad():
+            for name, places in self._places.items():
+                masters[name].masked_fill_(places, 0.0)
+
+    def digest(self) -> str:
+        """Return what tells these places from others, 16 hex digits; empty where there are none."""
+        if not self._places:
+            return ""
+        found = sha256()
+        for name, places in self._places.items():
+            found.update(name.encode())
+            found.update(places.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return found.hexdigest()[:16]
 
 
 def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
