@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from math import inf, isfinite
+from math import isfinite, nan
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -59,7 +59,7 @@ class Generation:
         number: 0 for the start, then 1, 2, ...
         choice: Levels of the parent.
         cost: Exact cost of it.
-        fitness: Its fitness on the last minibatch it was judged on.
+        fitness: Its fitness on the last minibatch it was judged on; NaN where it never was.
         changed: A new parent took over.
         evaluations: Assignments judged since the search began, over all stages.
         tokens: Tokens judged since the search began, over all assignments.
@@ -74,21 +74,6 @@ class Generation:
     evaluations: int
     tokens: int
     stages: tuple[StageRecord, ...] = ()
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Generation:
-        """Return a generation from :meth:`SearchResult.to_dict`'s plain values."""
-        stages = tuple(
-            StageRecord(**{**stage, "spread": _number(stage["spread"])}) for stage in data["stages"]
-        )
-        return cls(
-            **{
-                **data,
-                "choice": tuple(data["choice"]),
-                "fitness": _number(data["fitness"]),
-                "stages": stages,
-            }
-        )
 
 
 @dataclass(frozen=True)
@@ -124,8 +109,7 @@ class SearchResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain values for JSON; numbers that are not finite become None."""
-        plain: dict[str, Any] = _finite(asdict(self))
-        return plain
+        return to_plain(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> SearchResult:
@@ -136,7 +120,7 @@ class SearchResult:
                 **data,
                 "assignment": Assignment(**{**chosen, "choice": tuple(chosen["choice"])}),
                 "fitness": _number(data["fitness"]),
-                "history": tuple(Generation.from_dict(row) for row in data["history"]),
+                "history": tuple(read_record(row) for row in data["history"]),
                 "notes": tuple(data["notes"]),
             }
         )
@@ -144,6 +128,21 @@ class SearchResult:
     def save(self, path: Path) -> None:
         """Write the result as JSON."""
         write_atomic(path, json.dumps(self.to_dict(), indent=1) + "\n")
+
+
+def to_plain(record: Any) -> dict[str, Any]:
+    """Return a record's fields as plain values; numbers that are not finite become None."""
+    plain: dict[str, Any] = _finite(asdict(record))
+    return plain
+
+
+def read_record(data: Mapping[str, Any]) -> Generation:
+    """Return a generation from the plain values that :func:`to_plain` makes of it."""
+    stages = tuple(
+        StageRecord(**{**stage, "spread": _number(stage["spread"])}) for stage in data["stages"]
+    )
+    fitness, choice = _number(data["fitness"]), tuple(int(c) for c in data["choice"])
+    return Generation(**{**data, "choice": choice, "fitness": fitness, "stages": stages})
 
 
 def _finite(value: Any) -> Any:
@@ -157,7 +156,7 @@ def _finite(value: Any) -> Any:
 
 
 def _number(value: float | None) -> float:
-    return inf if value is None else float(value)
+    return nan if value is None else float(value)
 
 
 def limits_of(table: LevelTable, budget: Budget) -> dict[str | None, tuple[list[int], int]]:

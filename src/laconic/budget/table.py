@@ -209,12 +209,12 @@ class LevelTable:
             ConfigError: Unknown site or level (with the nearest name), a site is missing, or it
                 does not have the level.
         """
-        for site in names:
-            self.site_index(site)
-        missing = [site for site in self.sites if site not in names]
+        for name in names:
+            self.site_index(name)
+        missing = [name for name in self.sites if name not in names]
         if missing:
             raise ConfigError(f"level table: no level is given for {missing[0]}.")
-        choice = [self.level_index(names[site]) for site in self.sites]
+        choice = [self.level_index(names[name]) for name in self.sites]
         for site, level in enumerate(choice):
             self.neighbours(site, level)  # refuses a level that the site does not have
         return self.assignment(choice)
