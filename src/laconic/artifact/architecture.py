@@ -18,6 +18,7 @@ from laconic.artifact.manifest import (
     GraphRecord,
     HuggingFaceRecord,
 )
+from laconic.artifact.removed import removed_in
 from laconic.artifact.tree import ensure_, named_tensors, put_
 from laconic.errors import ArtifactError, ConfigError, UnsupportedModelError
 
@@ -92,7 +93,7 @@ def _hugging_face(model: nn.Module) -> Architecture:
         if hub.cleaned(held.to_diff_dict()) != hub.cleaned(usual.to_diff_dict()):
             files[GENERATION] = held.to_json_string().encode()
     record = HuggingFaceRecord.model_validate(
-        {"kind": "huggingface", "class": type(model).__name__}
+        {"kind": "huggingface", "class": type(model).__name__, "removed": removed_in(model)}
     )
     return Architecture(record, files, extra_buffers=hub.changed_buffers(model, config))
 

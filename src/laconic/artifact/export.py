@@ -18,6 +18,7 @@ from laconic.artifact.hub import no_bars
 from laconic.artifact.limits import CONFIG, GENERATION, WEIGHTS
 from laconic.artifact.manifest import GraphRecord, HuggingFaceRecord, Manifest
 from laconic.artifact.read import load
+from laconic.artifact.removed import refill_
 from laconic.files import folder_atomic, refuse_existing, write_atomic
 from laconic.forms.layers import densify_, from_form
 
@@ -29,9 +30,10 @@ def export_dense(path: Path | str, out: Path | str, *, force: bool = False) -> P
 
     Args:
         path: Folder of the artefact.
-        out: Folder to make. A Hugging Face model becomes a folder for ``from_pretrained``; any
-            other a ``model.safetensors`` with the keys of the original state dict, and
-            ``graph.json`` where the artefact holds a graph.
+        out: Folder to make. A Hugging Face model becomes a folder for ``from_pretrained``, in
+            which parts that were removed from blocks are there again, all zero; any other a
+            ``model.safetensors`` with the keys of the original state dict, and ``graph.json``
+            where the artefact holds a graph.
         force: Replace what stands at ``out``.
 
     Raises:
@@ -45,6 +47,7 @@ def export_dense(path: Path | str, out: Path | str, *, force: bool = False) -> P
         if isinstance(manifest.architecture, HuggingFaceRecord):
             model: Any = load(folder, kernels="exact")
             densify_(model)
+            refill_(model)
             with no_bars():
                 model.save_pretrained(work)
             for file in work.iterdir():

@@ -71,7 +71,8 @@ def inspect(path: Path | str) -> dict[str, Any]:
 def _architecture(manifest: Manifest) -> dict[str, Any]:
     told = manifest.architecture
     if told.kind == "huggingface":
-        return {"kind": told.kind, "class": told.cls}
+        removed = {"removed": list(told.removed)} if told.removed else {}
+        return {"kind": told.kind, "class": told.cls, **removed}
     if told.kind == "graph":
         return {"kind": told.kind, "modules": len(told.modules), "nodes": len(told.nodes)}
     return {"kind": told.kind, "factory": told.factory, "reason": told.reason}

@@ -167,11 +167,23 @@ class SiteRecord(_Model):
     parameter_shape: Shape
 
 
+Place = Annotated[int, Field(ge=0, lt=2**16)]
+
+
 class HuggingFaceRecord(_Model):
-    """A model of the ``transformers`` library; its settings are in ``config.json``."""
+    """A model of the ``transformers`` library; its settings are in ``config.json``.
+
+    Attributes:
+        cls: Name of its class.
+        removed: Parts of residual blocks that were taken out, by path: how many values each
+            returned (0: a tensor alone), and for an attention its place in the cache.
+    """
 
     kind: Literal["huggingface"]
     cls: Annotated[str, Field(alias="class", pattern=_IDENTIFIER, max_length=200)]
+    removed: dict[Name, Annotated[list[Place], Field(min_length=1, max_length=2)]] = Field(
+        default_factory=dict
+    )
 
 
 class GraphRecord(_Model):

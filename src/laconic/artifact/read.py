@@ -25,6 +25,7 @@ from laconic.artifact.limits import (
     WEIGHTS,
 )
 from laconic.artifact.manifest import FactoryRecord, GraphRecord, HuggingFaceRecord, Manifest
+from laconic.artifact.removed import remove_
 from laconic.artifact.tree import BufferKind, ensure_, find, named_tensors, put_
 from laconic.errors import ArtifactError, LaconicWarning, UnsupportedModelError
 from laconic.forms.base import Form
@@ -68,6 +69,7 @@ def load(
     with open_weights(folder, manifest) as stored:
         parts = PartsReader(manifest, stored)
         made = model if model is not None else _build(folder, manifest, place, trust_factory)
+        _take_out(made, manifest)
         fill_(made, manifest, parts, given=model is not None)
     made.to(place)
     made.eval()
@@ -121,6 +123,17 @@ def _build_hugging_face(folder: Path, manifest: Manifest, told: HuggingFaceRecor
         except UNTRUSTED as error:
             raise ArtifactError(GENERATION, f"not settings for generation: {error}") from error
     return model
+
+
+def _take_out(model: nn.Module, manifest: Manifest) -> None:
+    """Take the parts out of a model, in place, that the artefact says were removed."""
+    told = manifest.architecture
+    if not isinstance(told, HuggingFaceRecord) or not told.removed:
+        return
+    try:
+        remove_(model, told.removed)
+    except UNTRUSTED as error:
+        raise ArtifactError(MANIFEST, f"removed: {error}") from error
 
 
 def _build_graph(manifest: Manifest, told: GraphRecord, device: torch.device) -> nn.Module:

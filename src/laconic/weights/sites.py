@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from laconic.artifact.removed import Removed
 from laconic.forms.base import Form
 from laconic.forms.dense import Dense
 from laconic.forms.layers import Installed, Layout, installed, to_form
@@ -116,7 +117,10 @@ def _same_class_members(path: str, module: nn.Module) -> dict[str, nn.Module]:
     names = {(type(m).__module__, type(m).__qualname__) for m in members.values()}
     layered = all(
         any(not isinstance(child, Form) for child in member.children())
-        and any(p.dim() >= 2 for p in member.parameters())
+        and (
+            any(p.dim() >= 2 for p in member.parameters())
+            or any(isinstance(child, Removed) for child in member.modules())
+        )
         for member in members.values()
     )
     return members if len(names) == 1 and layered and len(members) == len(module) else {}

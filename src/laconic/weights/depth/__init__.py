@@ -1,0 +1,1 @@
+"""Room: weights/depth. Attentions and feed-forward parts of a decoder, scored and removed."""
