@@ -53,6 +53,10 @@ class BackendError(LaconicError, RuntimeError):
     """A device, kernel or external program failed."""
 
 
+class CommunicationError(LaconicError, RuntimeError):
+    """A collective between ranks failed; names the collective, the bucket and the step."""
+
+
 class DataError(LaconicError, FileNotFoundError):
     """A data set is missing or its checksum is wrong; says what to do."""
 
