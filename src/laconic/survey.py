@@ -3,39 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
-from laconic import artifact
 from laconic.budget import Assignment, LevelTable, meet, smallest
 from laconic.errors import BudgetError, LayerError
-from laconic.forms.base import Form
 from laconic.forms.layers import install_
 from laconic.plan import require_selection
 from laconic.runner import Run, gathered, save_state
+from laconic.search.fitting import Fitted, Level, fit_site, level_names, output_error
 from laconic.weights.base import LayerStep, Site
 
-
-@dataclass(frozen=True)
-class Fitted:
-    """One level at one site.
-
-    Attributes:
-        form: What the step made of the site.
-        cost: Predicted bytes.
-        error: Relative squared error of the output.
-        name: Settings of the level that differ from those of other levels.
-        said: Warnings of the fit; given on where the level is chosen.
-    """
-
-    form: Form
-    cost: int
-    error: float
-    name: str
-    said: tuple[warnings.WarningMessage, ...]
+__all__ = ["Survey", "output_error"]
 
 
 class Survey:
@@ -120,24 +100,11 @@ class Survey:
                 self.run.progress.advance(bar, note=site.name)
         self.run.progress.finish(bar)
 
-    def _fit_site(self, index: int, site: Site, levels: list[LayerStep]) -> list[Fitted | None]:
+    def _fit_site(self, index: int, site: Site, steps: list[LayerStep]) -> list[Fitted | None]:
         """Fit every level at a site; None stands for one that its shape does not allow."""
-        found: list[Fitted | None] = []
-        refused: LayerError | None = None
-        for level, name in zip(levels, level_names(levels), strict=True):
-            with warnings.catch_warnings(record=True) as said:
-                warnings.simplefilter("always")
-                try:
-                    form = level.fit(site, self.run.generator(index, site.name))
-                except LayerError as error:
-                    refused = error
-                    found.append(None)
-                    continue
-            cost = artifact.predict_bytes(form, effort=self.run.recipe.coding)
-            found.append(Fitted(form, cost, output_error(site, form), name, tuple(said)))
-        if refused and not any(found):
-            raise refused
-        return found
+        levels = [Level(n, (s,)) for n, s in zip(level_names(steps), steps, strict=True)]
+        effort = self.run.recipe.coding
+        return fit_site(site, levels, lambda _: self.run.generator(index, site.name), effort=effort)
 
     def _tabulate(self, trial: str) -> LevelTable:
         width = max(len(row) for row in self.fitted.values())
@@ -171,40 +138,3 @@ class Survey:
         chosen = self._chosen(assignment)
         for site in self.sites:
             install_(self.run.model, site.name, chosen[site.name].form, layout=site.layout)
-
-
-def level_names(levels: list[LayerStep]) -> list[str]:
-    """Return what tells the levels of one site apart, such as ``bits=3``."""
-    differing = [
-        field.name
-        for field in fields(levels[0])
-        if any(getattr(s, field.name) != getattr(levels[0], field.name) for s in levels)
-    ]
-    shown = [[f"{name}={getattr(step, name)}" for name in differing] for step in levels]
-    return [", ".join(words) or "as given" for words in shown]
-
-
-def output_error(site: Site, form: Form) -> float:
-    """Return the squared error that a form brings at a site, as a share of what is there.
-
-    With a Gram matrix ``G`` it is ``tr(D G D.T) / tr(W G W.T)`` for ``D`` the difference from the
-    original weight ``W``: the squared error of the output over its square. Without one ``G`` is
-    the identity. A share, for norms between layers make the scale of a weight meaningless, and
-    an embedding can then be weighed against a layer that was calibrated.
-
-    Source: Malinovskii et al. 2024 (HIGGS), theorem 1: the loss grows with the sum of the layers'
-    relative squared errors, each times a factor; here all factors are alike.
-    """
-    original = site.original_matrix()
-    gram = site.statistics.gram if site.statistics else None
-    dense = form.dense().detach().float().reshape(form.rows, form.cols)
-    error, whole = _energy(dense - original, gram), _energy(original, gram)
-    return error / whole if whole > 0 else error
-
-
-def _energy(matrix: Tensor, gram: Tensor | None) -> float:
-    if gram is None:
-        return float(matrix.double().square().sum())
-    if gram.dim() == 3:  # a Gram matrix for each group's or expert's rows
-        matrix = matrix.reshape(gram.shape[0], -1, matrix.shape[1])
-    return float(((matrix @ gram) * matrix).double().sum().clamp_min(0))

@@ -9,6 +9,10 @@ visited in order, so that the rows of one Cholesky factor hold all the inverses 
 from __future__ import annotations
 
 import warnings
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -53,6 +57,8 @@ class Column(Protocol):
 def inverse_factor(gram: Tensor, *, damping: float, site: str) -> Factor:
     """Factor the inverse of a Gram matrix; damping grows tenfold until it can be factored.
 
+    Inside :func:`shared_factors` a matrix that was factored before is not factored again.
+
     Args:
         gram: ``X.T @ X`` over any positive number, (cols, cols).
         damping: First share of the mean diagonal to add to it, 0.01 in both papers.
@@ -61,6 +67,44 @@ def inverse_factor(gram: Tensor, *, damping: float, site: str) -> Factor:
     Raises:
         LayerError: Values are not finite, or damping of 1 does not make it positive definite.
     """
+    held = _HELD.get()
+    factor = next(
+        (
+            made
+            for known, wanted, made in held or ()
+            if wanted == damping and known.shape == gram.shape and torch.equal(known, gram)
+        ),
+        None,
+    )
+    if factor is None:
+        factor = _factored(gram, damping, site)
+        if held is not None:
+            held.append((gram, damping, factor))
+    if factor.damping > damping:
+        warnings.warn(
+            f"{site}: damping was raised from {damping} to {factor.damping:g} to factor the Gram "
+            "matrix; more calibration data gives a better fit.",
+            LaconicWarning,
+            stacklevel=2,
+        )
+    return factor
+
+
+_HELD: ContextVar[deque[tuple[Tensor, float, Factor]] | None] = ContextVar("factors", default=None)
+_MOST_HELD = 4  # orders and damping that the levels of one site have between them
+
+
+@contextmanager
+def shared_factors() -> Iterator[None]:
+    """Keep the last few factors inside the block: all levels of a site share one Gram matrix."""
+    token = _HELD.set(deque(maxlen=_MOST_HELD))
+    try:
+        yield
+    finally:
+        _HELD.reset(token)
+
+
+def _factored(gram: Tensor, damping: float, site: str) -> Factor:
     # H: (cols, cols) float64, made positive definite here
     H = finite(gram, site=site, what="Gram matrix").double().clone()
     diagonal = H.diagonal()
@@ -83,13 +127,6 @@ def inverse_factor(gram: Tensor, *, damping: float, site: str) -> Factor:
                 "Give more calibration data, or exclude this layer."
             )
         wanted = min(max(wanted, 1e-4) * 10, _MOST_DAMPING)
-    if added > damping:
-        warnings.warn(
-            f"{site}: damping was raised from {damping} to {added:g} to factor the Gram matrix; "
-            "more calibration data gives a better fit.",
-            LaconicWarning,
-            stacklevel=2,
-        )
     upper = torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True)
     return Factor(upper.float(), dead, added, blind)
 

@@ -86,10 +86,10 @@ def compact_(model: nn.Module) -> dict[str, str]:
     for new, old in enumerate(kept):
         owner._modules[str(new)] = modules[old]
         moved[paths[old]] = f"{parent}.{new}"
-        for module in modules[old].modules():
-            place = getattr(module, "layer_idx", None)
-            if isinstance(place, int):
-                module.layer_idx = place - old + new
+        inner: list[Any] = list(modules[old].modules())
+        for module in inner:
+            if isinstance(getattr(module, "layer_idx", None), int):
+                module.layer_idx += new - old
     return moved
 
 
