@@ -120,3 +120,30 @@ def test_a_sketch_weighs_as_much(symmetric: bool) -> None:
 def test_what_does_not_belong_together_is_refused(changed: dict[str, Any], quoted: str) -> None:
     with pytest.raises(ConfigError, match=quoted):
         made(**changed)
+
+
+def test_real_zero_points_by_hand() -> None:
+    zero = torch.tensor([[0.5, 3.25], [1.0, -2.0]])
+    form = made(zero=zero, symmetric=False)
+    assert form.dense().tolist() == [[-0.5, 0.5, -2.5, -0.5], [1.0, 1.0, 2.0, 3.0]]
+    assert torch.equal(form.zero(), zero)
+    assert form.parts()["zero"].alphabet is None  # kept as it is, not rounded to a symbol
+    assert form.nbytes == 2 + 16 + 16
+    with pytest.raises(ConfigError, match=r"zero must have shape \(2, 2\) and type float32 or"):
+        made(zero=torch.zeros(2, 1), symmetric=False)
+
+
+def test_real_zero_points_learn() -> None:
+    form = made(zero=torch.tensor([[0.5, 3.25], [1.0, -2.0]]), symmetric=False)
+    form.dense().sum().backward()
+    assert form.float_zero.grad.tolist() == [[-2.0, -4.0], [-1.0, -2.0]]  # -scale, twice each
+
+
+def test_sketch_with_real_zero_points_has_the_bytes_of_the_form() -> None:
+    sketch = Quantized.empty(
+        (2, 4), torch.float32, bits=2, group_size=2, scale_dtype=torch.float32,
+        symmetric=False, zero_dtype=torch.float32,
+    )  # fmt: skip
+    form = made(zero=torch.zeros(2, 2), symmetric=False)
+    assert sketch.nbytes == form.nbytes
+    assert sketch.zero().dtype == torch.float32

@@ -28,6 +28,8 @@ def int8_weights(form: Quantized) -> tuple[Tensor, Tensor] | str:
     """
     codes = form.codes().view(form.rows, form.groups, -1).to(torch.int32)
     zero = form.zero()
+    if zero is not None and zero.is_floating_point():
+        return "its zero points are not whole numbers; quantize by a method whose zero points are"
     offset = 2 ** (form.bits - 1) if zero is None else zero.unsqueeze(-1).to(torch.int32)
     signed = codes - offset
     scales = form.scale.detach().float()
@@ -61,6 +63,8 @@ def int8_run(form: Form, kernel: str) -> Run | str:
         weights = int8_weights(form)
         if isinstance(weights, str):
             return weights
+        if form.activations is not None:
+            return RoundedProduct(form, kernel, *weights)
         product = OnednnInt8 if kernel == "int8-onednn" else IntMm
         return product(*weights)
     if isinstance(form, Rotated):
@@ -171,6 +175,51 @@ class IntMm:
         levels = torch.div(flat, step).round_().clamp_(-127, 127).to(torch.int8)
         out = torch._int_mm(levels, self._weight.T).float()
         return out.mul_(step).mul_(self._scale).to(x.dtype).view(*x.shape[:-1], len(self._scale))
+
+
+class RoundedProduct:
+    """The product of a form that says how its inputs are rounded: the same sums, in integers.
+
+    Differs from the form's own product by the rounding of float32 sums alone.
+
+    Args:
+        form: The form; its activations round the inputs.
+        kernel: ``"int8-onednn"`` or ``"int8-intmm"``.
+        weight: (rows, cols) int8.
+        scale: (rows,) float32.
+    """
+
+    def __init__(self, form: Quantized, kernel: str, weight: Tensor, scale: Tensor) -> None:
+        self._form, self._weight, self._scale = form, weight.contiguous(), scale.contiguous()
+        self._sums = weight.to(torch.int32).sum(1).float()
+        self._packed = None
+        if kernel == "int8-onednn":
+            self._packed = torch.ops.onednn.qlinear_prepack(self._weight, None)
+            self._ones = torch.ones_like(scale)
+            self._zeros = torch.zeros(len(scale), dtype=torch.int64)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return ``x (..., cols) -> (..., rows)`` in the type of ``x``."""
+        activations = self._form.activations
+        flat = x.reshape(-1, x.shape[-1]).float()
+        if activations is None or not len(flat) or not bool(torch.isfinite(flat).all()):
+            return self._form.matmul(x)  # carries infinities and NaN through
+        codes, scale, zero = activations.levels(flat, self._form.input_scale)
+        out = self._integers(codes, zero).mul_(scale).mul_(self._scale)
+        return out.to(x.dtype).view(*x.shape[:-1], len(self._scale))
+
+    def _integers(self, codes: Tensor, zero: Tensor | int) -> Tensor:
+        """Return the sums of ``(code - zero) * weight``: whole numbers, as float32."""
+        if self._packed is None:
+            centred = (codes - 128).to(torch.int8)
+            out = torch._int_mm(centred, self._weight.T).float()
+            return out.sub_((zero - 128) * self._sums)
+        whole = zero if isinstance(zero, int) else 0  # one zero point a row is taken off below
+        found: Tensor = torch.ops.onednn.qlinear_pointwise(
+            codes.to(torch.uint8), 1.0, whole, self._packed, self._ones, self._zeros,
+            None, 1.0, 0, torch.float32, "none", [], "",
+        )  # fmt: skip
+        return found if isinstance(zero, int) else found.sub_(zero * self._sums)
 
 
 def _plain(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from laconic.errors import ConfigError
+from laconic.forms._check import wide
 from laconic.forms._int8 import int8_run
 from laconic.forms.base import Form
 from laconic.forms.convolutions import Conv, FormConv1d, FormConv2d
@@ -17,6 +18,7 @@ from laconic.forms.layers import FormLinear, TransposedLinear
 from laconic.forms.owner import Run, kernel_of, set_kernel_
 
 Layer = FormLinear | TransposedLinear | Conv
+SIMULATED = "simulated"  # inputs rounded and multiplied in floating point, the weight cached
 
 
 class Cached:
@@ -54,6 +56,8 @@ class Cached:
     def _build(self) -> Tensor | Run:
         if self._kernel is None:
             return self.form.dense().detach()
+        if self._kernel == SIMULATED:
+            return self.form.operand(wide(self.form.dtype)).detach()
         run = int8_run(self.form, self._kernel)
         if isinstance(run, str):
             raise ConfigError(
@@ -77,22 +81,28 @@ def run_of(layer: Layer, form: Form, kernel: str, dense: Cached) -> Run:
     if kernel == "dense":
         return lambda x: _product(layer, x, cast(Tensor, dense.value()))
     cached = Cached(form, kernel)
+    if kernel == SIMULATED:
+        return _with_bias(layer, lambda x: _simulated(form, cast(Tensor, cached.value()), x))
 
-    def integers(x: Tensor) -> Tensor:
-        out = cast(Run, cached.value())(x)
-        bias = cast("Tensor | None", layer.bias)
-        return out if bias is None else out + bias
+    return _with_bias(layer, lambda x: cast(Run, cached.value())(x))
 
-    return integers
+
+def _simulated(form: Form, weight: Tensor, x: Tensor) -> Tensor:
+    """Multiply a rounded input with a cached matrix, in floating point."""
+    held = form.incoming(x)
+    return F.linear(held, weight.to(held.dtype)).to(x.dtype)
 
 
 def _own(layer: Layer, form: Form) -> Run:
     """Return how a layer runs without any kernel."""
     if isinstance(layer, Conv):
         return lambda x: _convolve(layer, x)
+    return _with_bias(layer, lambda x: form.matmul(x))
 
+
+def _with_bias(layer: Layer, product: Run) -> Run:
     def run(x: Tensor) -> Tensor:
-        out = form.matmul(x)
+        out = product(x)
         bias = cast("Tensor | None", layer.bias)
         return out if bias is None else out + bias
 
@@ -119,7 +129,7 @@ class Runner:
         form = dense.form
         runs = {k: run_of(layer, form, k, dense) for k in {*by_batch.values(), "form"}}
         self._own, self._dense = runs["form"], dense
-        self._exact = {runs[k] for k in runs if k in ("form", "dense")}
+        self._exact = {runs[k] for k in runs if k in ("form", "dense", SIMULATED)}
         self._cols = max(form.cols, 1)
         self._conv = isinstance(layer, Conv)
         sizes = sorted(by_batch)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from laconic.errors import ConfigError, nearest
+from laconic.forms.activations import Axes
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,30 @@ class Form(nn.Module, ABC):
             yield from child.walk(f"{prefix}.{name}" if prefix else name)
 
     def matmul(self, x: Tensor) -> Tensor:
-        """Multiply: ``x (..., cols) -> (..., rows)``, that is ``x @ dense().T``."""
-        return F.linear(x, self.dense().reshape(self.rows, self.cols).to(x.dtype))
+        """Multiply: ``x (..., cols) -> (..., rows)``, that is ``x @ dense().T``.
+
+        Where the form rounds its inputs, ``incoming(x)`` is multiplied in their place.
+        """
+        held = self.incoming(x)
+        return F.linear(held, self.operand(held.dtype)).to(x.dtype)
+
+    def incoming(self, x: Tensor, *, axes: Axes = "last") -> Tensor:
+        """Return an input as the form multiplies it: itself, or rounded (float32 or wider).
+
+        Args:
+            x: What the layer is called with.
+            axes: What a token is, as for ``Activations.levels``.
+        """
+        return x
+
+    def operand(self, dtype: torch.dtype) -> Tensor:
+        """Return the matrix (rows, cols) that inputs of a type are multiplied with."""
+        return self.dense().reshape(self.rows, self.cols).to(dtype)
+
+    @property
+    def rounds_inputs(self) -> bool:
+        """This form or one below it rounds what it is multiplied with."""
+        return any(getattr(form, "activations", None) is not None for _, form in self.walk())
 
     def embed(self, ids: Tensor) -> Tensor:
         """Look up rows: ``ids (...) int64 -> (..., *shape[1:])``."""

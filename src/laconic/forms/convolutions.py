@@ -50,7 +50,9 @@ def convolve(layer: Conv, x: Tensor) -> Tensor:
     if run is not None:
         return run(x)
     form = form_at(layer, "weight")
-    if layer.groups > 1 or cached_dense(layer) is not None or not _smaller_conv(form):
+    rounds = form.rounds_inputs
+    dense = layer.groups > 1 or cached_dense(layer) is not None or not _smaller_conv(form)
+    if dense and not rounds:
         return _run_conv(layer, x, dense_at(layer, "weight"), layer.bias)
     out = _convolve_form(layer, form, x)
     return out if layer.bias is None else out + _channels(layer.bias, layer)
@@ -67,17 +69,18 @@ def _smaller_conv(form: Form) -> bool:
 
 
 def _convolve_form(layer: Conv, form: Form, x: Tensor) -> Tensor:
-    """Convolve with a form without bias; groups are 1."""
+    """Convolve with a form without bias; groups are 1 where it has factors."""
     if isinstance(form, Sum):
         first, *rest = (_convolve_form(layer, term, x) for term in form.terms)
         return sum(rest, start=first)
-    if isinstance(form, LowRank) and _smaller_conv(form):
+    if isinstance(form, LowRank) and (_smaller_conv(form) or form.rounds_inputs):
         *ones, kernel = form.factors
         out = _convolve_dense(layer, kernel, form.shape[1:], x)
         for factor in reversed(ones):
-            weight = _channels(factor.dense().reshape(factor.rows, factor.cols), layer)
+            held = factor.incoming(out, axes="example")
+            weight = _channels(factor.operand(held.dtype), layer)
             conv = F.conv1d if isinstance(layer, nn.Conv1d) else F.conv2d
-            out = conv(out, weight.to(x.dtype))
+            out = conv(held, weight).to(x.dtype)
         return out
     if isinstance(form, Sparse) and form.pattern == "row":
         kept = _convolve_dense(layer, form.values, form.shape[1:], x)
@@ -89,7 +92,9 @@ def _convolve_form(layer: Conv, form: Form, x: Tensor) -> Tensor:
 
 
 def _convolve_dense(layer: Conv, form: Form, each: tuple[int, ...], x: Tensor) -> Tensor:
-    return _run_conv(layer, x, form.dense().reshape(form.rows, *each), None)
+    held = form.incoming(x, axes="example")
+    weight = form.operand(held.dtype).reshape(form.rows, *each)
+    return _run_conv(layer, held, weight, None).to(x.dtype)
 
 
 def _run_conv(layer: Conv, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, cast, get_args
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from laconic.errors import ConfigError, LaconicWarning, nearest
 from laconic.forms._int8 import INT8_KERNELS, int8_run, why_unavailable
-from laconic.forms._runner import Cached, Layer, Runner, run_of
+from laconic.forms._runner import SIMULATED, Cached, Layer, Runner, run_of
 from laconic.forms._timings import Timings, cache_path, measure
 from laconic.forms.base import Form
 from laconic.forms.convolutions import Conv
@@ -31,6 +31,7 @@ from laconic.forms.layers import (
     installed,
 )
 from laconic.forms.owner import FormOwner, Run, set_kernel_
+from laconic.forms.quantized import Quantized
 
 Mode = Literal["auto", "exact", "dense", "int8"]
 BATCHES = (1, 32, 256)
@@ -45,27 +46,35 @@ class Decision:
 
     Attributes:
         by_batch: Kernel by batch size: ``"form"`` (the form's own product), ``"dense"`` (a
-            cached dense tensor), ``"int8-onednn"`` or ``"int8-intmm"``. A batch in between runs
-            as the nearest one (as a ratio).
+            cached dense tensor), ``"int8-onednn"``, ``"int8-intmm"``, or ``"simulated"`` (inputs
+            rounded and multiplied in floating point with a cached tensor). A batch in between
+            runs as the nearest one (as a ratio).
         timings_us: Microseconds a call, by batch size and kernel, of all that were compared;
             empty where nothing was measured.
         reason: Why, in words.
+        rounds: The form rounds its inputs: kernels in floating point only simulate that.
     """
 
     by_batch: dict[int, str]
     timings_us: dict[int, dict[str, float]]
     reason: str
+    rounds: bool = False
 
     @property
     def kernel(self) -> str:
         """One name where all batch sizes agree, else each with its batch sizes."""
-        names = dict.fromkeys(self.by_batch.values())
+        shown = {batch: self._shown(kernel) for batch, kernel in self.by_batch.items()}
+        names = dict.fromkeys(shown.values())
         if len(names) == 1:
             return next(iter(names))
         return ", ".join(
-            f"{name} (batch {', '.join(str(b) for b, k in self.by_batch.items() if k == name)})"
+            f"{name} (batch {', '.join(str(b) for b, k in shown.items() if k == name)})"
             for name in names
         )
+
+    def _shown(self, kernel: str) -> str:
+        floating = self.rounds and kernel in ("form", SIMULATED)
+        return "simulated activations" if floating else kernel
 
     @property
     def slowdown(self) -> float:
@@ -180,6 +189,8 @@ class _Chooser:
         """Return the kernel for each batch size."""
         if isinstance(self.form, Dense):
             return self._all("dense", "it is dense already")
+        if self.form.rounds_inputs:
+            return self._rounding()
         if self.mode == "exact":
             return self._all("form", "exact: the form's own product")
         if self.mode == "dense":
@@ -192,6 +203,19 @@ class _Chooser:
         decided = self._fastest(("form",), "the fastest measured")
         return Decision(decided.by_batch, decided.timings_us, refused or decided.reason)
 
+    def _rounding(self) -> Decision:
+        """Return the decision for a form that rounds its inputs: a dense tensor would not."""
+        cached = isinstance(self.form, Quantized) and not isinstance(self.layers[0], Conv)
+        if self.mode == "exact" or not cached:
+            return self._all("form", "its inputs are rounded, in floating point")
+        if self.mode == "dense":
+            return self._all(SIMULATED, "dense: asked for; its inputs are rounded")
+        kernels, refused = self._int8()
+        if self.mode == "int8" and kernels:
+            return replace(self._fastest(kernels, "int8: asked for"), rounds=True)
+        found = self._fastest(("form", SIMULATED, *kernels), refused or "the fastest measured")
+        return replace(found, rounds=True)
+
     def unprepared(self, *, lookup: bool) -> Decision:
         """Return the decision for a site that no linear or convolution layer runs."""
         if isinstance(self.form, Dense):
@@ -200,7 +224,7 @@ class _Chooser:
         return self._all("form", "its rows are looked up" if lookup else built)
 
     def _all(self, kernel: str, reason: str) -> Decision:
-        return Decision(dict.fromkeys(self.batches, kernel), {}, reason)
+        return Decision(dict.fromkeys(self.batches, kernel), {}, reason, self.form.rounds_inputs)
 
     def _int8(self) -> tuple[tuple[str, ...], str]:
         """Return the integer kernels that can run the form here, or why none can."""
@@ -222,7 +246,8 @@ class _Chooser:
         for batch in self.batches:
             times = timings[batch] = self._times((*kernels, "dense"), batch)
             best = min(kernels, key=times.__getitem__)
-            slower = times[best] * _MARGIN > times["dense"]
+            rounds = self.form.rounds_inputs
+            slower = not rounds and times[best] * _MARGIN > times["dense"]
             by_batch[batch] = "dense" if best == "form" and slower else best
         return Decision(by_batch, timings, reason)
 
@@ -243,6 +268,8 @@ class _Chooser:
         device = _device(form)
         where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         what = f"{form.kind}-{_sizes(form)}/{form.rows}x{form.cols}"
+        if isinstance(form, Quantized) and form.activations is not None:
+            what += f"/a{form.activations.bits}-{form.activations.granularity}"
         if isinstance(layer, Conv):
             what += f"/conv-{layer.stride}-{layer.padding}-{layer.dilation}-{layer.groups}"
         threads = torch.get_num_threads()
@@ -320,7 +347,12 @@ def _warn_int8(model: nn.Module, decisions: dict[str, Decision]) -> None:
             LaconicWarning,
             stacklevel=3,
         )
-    slow = {n: d for n, d in decisions.items() if "int8" in d.kernel and d.slowdown > 1}
+    slow = {
+        name: decision
+        for name, decision in decisions.items()
+        # what rounds its inputs has no faster way: a dense product would not round them
+        if "int8" in decision.kernel and decision.slowdown > 1 and not decision.rounds
+    }
     if slow:
         name, worst = max(slow.items(), key=lambda item: item[1].slowdown)
         warnings.warn(

@@ -81,7 +81,16 @@ def _linear(layer: FormOwner, x: Tensor, bias: Tensor | None, natural: Layout) -
         return run(x)
     form = form_at(layer, "weight")
     fits = placements(layer)["weight"].layout == natural
-    if fits and cached_dense(layer) is None and type(form).matmul is not Form.matmul:
+    own = cached_dense(layer) is None and type(form).matmul is not Form.matmul
+    if form.rounds_inputs:
+        own = True
+        if not fits:
+            raise LayerError(
+                f"a {type(layer).__name__} of shape {form.shape}: a form that rounds its inputs "
+                "stands for a weight that this layer uses transposed. Quantize it without "
+                "activations."
+            )
+    if fits and own:
         out = form.matmul(x)
         return out if bias is None else out + bias
     weight = dense_at(layer, "weight")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Self, cast
 
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from laconic.errors import LayerError
 from laconic.forms.base import Form
@@ -82,7 +83,7 @@ class ScopedOwner(FormOwner):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module's own forward."""
-        with holding_dense(self):
+        with holding_dense(self), rounding_inputs(self):
             return super().forward(*args, **kwargs)
 
 
@@ -153,6 +154,58 @@ def holding_dense(owner: FormOwner) -> Iterator[None]:
         yield
     finally:
         owner.__dict__.pop(_SCOPE, None)
+
+
+@contextmanager
+def rounding_inputs(owner: FormOwner) -> Iterator[None]:
+    """Round what a module multiplies with those of its forms that round their inputs.
+
+    The module's own forward runs on dense tensors, each built once; products with them, or with
+    parts of them such as one expert's weight, are told by their memory.
+    """
+    forms = {name: form_at(owner, name) for name in placements(owner)}
+    rounding = {name: form for name, form in forms.items() if form.rounds_inputs}
+    if not rounding:
+        yield
+        return
+    with _Rounding(owner.__dict__[_SCOPE], rounding):
+        yield
+
+
+class _Rounding(TorchFunctionMode):
+    """Rounds the first factor of products whose second is the dense tensor of a form."""
+
+    def __init__(self, scope: dict[str, Tensor], forms: dict[str, Form]) -> None:
+        super().__init__()
+        self.scope, self.forms = scope, forms
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        form = self._form(args) if _is_product(func) else None
+        if form is not None:
+            x = args[0]
+            args = (form.incoming(x).to(x.dtype), *args[1:])
+        return func(*args, **(kwargs or {}))
+
+    def _form(self, args: tuple[Any, ...]) -> Form | None:
+        if len(args) < 2 or not isinstance(args[1], Tensor):
+            return None
+        memory = args[1].untyped_storage().data_ptr()
+        for name, form in self.forms.items():
+            held = self.scope.get(name)
+            if held is not None and held.untyped_storage().data_ptr() == memory:
+                return form
+        return None
+
+
+def _is_product(func: Any) -> bool:
+    name = str(getattr(func, "__name__", ""))
+    return name == "linear" or "matmul" in name or name.endswith("mm")
 
 
 def set_kernel_(owner: FormOwner, run: Run | None, *, dense: Tensor | None = None) -> None:
@@ -234,7 +287,7 @@ _GENERAL = (FormOwner, ScopedOwner, nn.Module, object)
 def _scoped(plain: type[nn.Module]) -> Callable[..., Any]:
     @functools.wraps(plain.forward)  # callers inspect the signature
     def forward(self: FormOwner, *args: Any, **kwargs: Any) -> Any:
-        with holding_dense(self):
+        with holding_dense(self), rounding_inputs(self):
             return plain.forward(self, *args, **kwargs)
 
     return forward

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from laconic.errors import ConfigError, nearest
 from laconic.forms._check import check_names, check_shape, check_symbols, check_tensor
+from laconic.forms.activations import Axes
 from laconic.forms.base import Form, Part
 from laconic.forms.packing import pack, packed_bytes, unpack, unpack_rows
 
@@ -199,6 +200,10 @@ class Sparse(Form):
         if self.pattern == "column":
             return self.values.matmul(x.index_select(-1, self.kept_index()))
         return super().matmul(x)
+
+    def incoming(self, x: Tensor, *, axes: Axes = "last") -> Tensor:
+        """Return the input as its values take it: rounded where they round activations."""
+        return self.values.incoming(x, axes=axes)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Look up rows; only those are built where every row keeps as many values."""
