@@ -7,6 +7,7 @@ tests, so that a bound is written in one place.
 from __future__ import annotations
 
 import types
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -86,4 +87,6 @@ def _describe(hint: Any) -> str:
     if hint is type(None):
         return "none"
     names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    if get_origin(hint) is Mapping:
+        return "a mapping of settings"
     return names.get(hint, getattr(hint, "__name__", str(hint)))

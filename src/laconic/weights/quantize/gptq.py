@@ -36,6 +36,7 @@ class Gptq(UniformStep):
         symmetric: No zero point; else one of ``bits`` bits a group.
         range: How the range of a group is chosen, as for round-to-nearest.
         scale_dtype: Type that scales are stored in.
+        activations: How inputs are rounded at each call, as for round-to-nearest.
         order: ``"static"`` fits scales beforehand and visits columns from the largest input on,
             so that groups stay where they are; ``"none"`` goes from left to right and fits each
             group's scale when it is reached, from weights that carry earlier errors.
@@ -68,8 +69,8 @@ class Gptq(UniformStep):
 
     @property
     def needs(self) -> frozenset[Statistic]:
-        """Return the Gram matrix of the inputs."""
-        return frozenset({"gram"})
+        """Return the Gram matrix of the inputs, and what a static scale of them is made of."""
+        return super().needs | {"gram"}
 
     @property
     def propagate(self) -> Literal["original", "compensated"]:
@@ -86,6 +87,7 @@ class Gptq(UniformStep):
         inner = form.values if isinstance(form, Sparse) else form
         if not isinstance(inner, Dense):
             raise self.refuse(form, "it takes a dense weight, or a sparse one with dense values.")
+        self.check_activations(form)
 
     def fit(self, site: Site, generator: torch.Generator) -> Form:
         """Return the site's form with its values rounded."""
@@ -104,7 +106,7 @@ class Gptq(UniformStep):
                 LaconicWarning,
                 stacklevel=2,
             )
-        return levels.form(self, site.form)
+        return levels.form(self, site.form, self.seen(site))
 
     def _levels(self, site: Site, matrix: Tensor) -> _Levels:
         if isinstance(site.form, Sparse):
@@ -151,10 +153,10 @@ class _Levels:
     mask: Tensor | None
     codes: Tensor
 
-    def form(self, step: UniformStep, like: Form) -> Form:
+    def form(self, step: UniformStep, like: Form, absmax: Tensor | None) -> Form:
         """Return the form with the codes in the place of the dense values."""
         inner = like.values if isinstance(like, Sparse) else like
-        packed = step.pack(self.codes, self.grid, self.size, inner.shape, inner.dtype)
+        packed = step.pack(self.codes, self.grid, self.size, inner, absmax)
         if not isinstance(like, Sparse) or self.mask is None:
             return packed
         return Sparse(self.mask, packed, shape=like.shape, dtype=like.dtype, pattern=like.pattern)

@@ -35,6 +35,8 @@ class RoundToNearest(UniformStep):
         range: ``"absmax"``, or ``"mse"``: ends shrunk by 1 - i/100, i = 0..79, to the least
             ``sum |w' - w|**2.4`` of the group.
         scale_dtype: Type that scales are stored in.
+        activations: How inputs are rounded at each call: ``{bits, granularity, symmetric, clip}``
+            as ``forms.activations.Activations`` has them; ``static`` needs calibration data.
 
     Shapes:
         weight (rows, cols) -> codes (rows, cols) of ``bits`` bits, scale (rows, cols / group)
@@ -54,6 +56,6 @@ class RoundToNearest(UniformStep):
         def change(dense: Dense, path: str) -> Form:
             name = f"{site.name} ({path})" if path else site.name
             finite(dense.dense().detach(), site=name)
-            return self.round_dense(dense, site=name)
+            return self.round_dense(dense, site=name, absmax=self.seen(site))
 
         return replace_dense(site.form, change)
