@@ -36,9 +36,10 @@ def load_model(spec: str, weights: str | Path | None = None) -> tuple[nn.Module,
     """Load a model by what was typed.
 
     Args:
-        spec: A folder that laconic wrote, a Hugging Face folder, the id of a Hugging Face model
-            in the local cache (nothing is downloaded), or ``package.module:factory`` (found from
-            the current folder too). A factory returns a module, or a module and its tokenizer;
+        spec: A folder that laconic wrote, a Hugging Face folder (one that compressed-tensors,
+            GPTQ or AWQ has packed comes back with its codes as forms), the id of a Hugging Face
+            model in the local cache (nothing is downloaded), or ``package.module:factory`` (found
+            from the current folder too). A factory returns a module, or a module and its tokenizer;
             it is called without arguments.
         weights: For a factory, a ``.safetensors`` file or a ``.pt`` file of tensors alone.
 
@@ -65,11 +66,52 @@ def load_model(spec: str, weights: str | Path | None = None) -> tuple[nn.Module,
         from laconic import artifact
 
         return artifact.load(folder), _tokenizer(folder)
+    if folder.is_dir() and _is_quantized(folder):
+        from laconic import artifact
+
+        return artifact.import_checkpoint(folder), _tokenizer(folder)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise ConfigError(f"MODEL {spec!r} is a folder without config.json. Give {_FORMS}.")
     if not folder.is_dir() and (folder.exists() or not _HUB_ID.match(spec)):
         raise ConfigError(f"MODEL {spec!r} is neither a folder nor a name. Give {_FORMS}.")
     return _from_hub(spec)
+
+
+def initial_model(spec: str, weights: str | Path | None = None) -> nn.Module | None:
+    """Return a model as it was before training, for methods that rewind to it.
+
+    Args:
+        spec: As for :func:`load_model`.
+        weights: File of the initial weights. Without it ``package.module:factory`` is called
+            again, and what it builds is taken for the initial weights.
+
+    Returns:
+        None where neither tells them: a folder holds trained weights alone.
+
+    Raises:
+        ConfigError: The file does not fit, or the factory draws other weights at every call.
+    """
+    if weights is not None:
+        model = _from_factory(spec)[0] if _FACTORY.match(spec) else load_model(spec)[0]
+        load_weights_(model, Path(weights))
+        return model.eval()
+    if not _FACTORY.match(spec):
+        return None
+    model, again = _from_factory(spec)[0], _from_factory(spec)[0]
+    other = again.state_dict()
+    for name, value in model.state_dict().items():
+        if not value.equal(other[name]):
+            raise ConfigError(
+                f"MODEL {spec!r}: two calls gave different {name}, so its first weights are not "
+                "known. Seed the factory as it was for training, or give --initial FILE."
+            )
+    return model.eval()
+
+
+def _is_quantized(folder: Path) -> bool:
+    from laconic import artifact
+
+    return artifact.is_quantized_checkpoint(folder)
 
 
 def hub_folder(spec: str) -> Path | None:

@@ -2,6 +2,12 @@
 
 from laconic.artifact.architecture import Architecture
 from laconic.artifact.encode import Effort, predict_bytes
+from laconic.artifact.exchange import (
+    ExportReport,
+    export_compressed_tensors,
+    import_checkpoint,
+    is_quantized_checkpoint,
+)
 from laconic.artifact.export import export_dense
 from laconic.artifact.folder import read_manifest
 from laconic.artifact.inspect import inspect
@@ -16,10 +22,14 @@ __all__ = [
     "Architecture",
     "Check",
     "Effort",
+    "ExportReport",
     "Manifest",
     "SaveReport",
+    "export_compressed_tensors",
     "export_dense",
+    "import_checkpoint",
     "inspect",
+    "is_quantized_checkpoint",
     "load",
     "predict_bytes",
     "read_manifest",

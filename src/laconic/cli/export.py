@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -19,8 +20,12 @@ from laconic.cli._options import (
 )
 from laconic.cli._output import note, show_json
 
+if TYPE_CHECKING:
+    from laconic.artifact import ExportReport
+
 EXAMPLES = (
     "laconic export small --to dense --out dense",
+    "laconic export small --to compressed-tensors --out served",
     "laconic export small --to onnx --data digits --out small.onnx",
 )
 
@@ -30,10 +35,16 @@ EXAMPLES = (
 @click.option(
     "--to",
     "target",
-    type=click.Choice(["dense", "onnx"]),
+    type=click.Choice(["dense", "compressed-tensors", "onnx"]),
     default="dense",
     show_default=True,
-    help="A Hugging Face folder (or safetensors and a graph), or one ONNX file in fp32.",
+    help="A Hugging Face folder (or safetensors and a graph); one that vLLM loads packed; or one "
+    "ONNX file in fp32.",
+)
+@click.option(
+    "--mixed",
+    is_flag=True,
+    help="compressed-tensors: let layers that engines fuse (q, k, v) differ; vLLM refuses that.",
 )
 @example_options
 @out_options
@@ -42,6 +53,7 @@ EXAMPLES = (
 def command(
     folder: Path,
     target: str,
+    mixed: bool,
     data: str | None,
     input_shape: tuple[int, ...] | None,
     tokens: int,
@@ -52,9 +64,13 @@ def command(
     device: str,
     as_json: bool,
 ) -> None:
-    """Write the compressed model in FOLDER as a dense one.
+    """Write the compressed model in FOLDER for other tools; the result runs without laconic.
 
-    The result runs without laconic and has the compressed model's values at the original's size.
+    \b
+    dense               the compressed model's values at the original's size
+    compressed-tensors  quantized linear layers packed, for transformers and vLLM; a low-rank
+                        correction goes into adapter/ as a LoRA
+    onnx                one file in fp32 for ONNX Runtime
     """
     from laconic import artifact, measure
     from laconic.bench import dense_model, example_input
@@ -66,6 +82,8 @@ def command(
     refuse_existing(out, force=force)
     if target == "dense":
         artifact.export_dense(folder, out, force=force)
+    elif target == "compressed-tensors":
+        _say(artifact.export_compressed_tensors(folder, out, force=force, mixed=mixed))
     else:
         model = dense_model(folder)
         example = example_input(
@@ -81,3 +99,9 @@ def command(
 
     note(f"Wrote {out}")
     click.echo(f"{format_bytes(sum(sizes.values()))} in {len(sizes)} file(s)")
+
+
+def _say(report: ExportReport) -> None:
+    note(f"{len(report.packed)} layers packed, {len(report.adapter)} with a correction in adapter/")
+    for name, reason in report.dense.items():
+        note(f"written dense: {name}: {reason}")
