@@ -64,6 +64,25 @@ def codebook(
     )
 
 
+def real_zero(shape: tuple[int, ...], dtype: torch.dtype, group: int) -> Quantized:
+    """Zero points that are not whole numbers."""
+    like = quantized(shape, dtype, bits=3, group=group)
+    zero = (7 * torch.rand(like.scale.shape)).to(dtype)
+    return Quantized(
+        like.codes(), like.scale, zero,
+        bits=3, group_size=group, shape=shape, dtype=dtype, symmetric=False,
+    )  # fmt: skip
+
+
+def doubly_scaled(dtype: torch.dtype) -> Codebook:
+    """Ten scales in three blocks of four: two places are not used."""
+    like = codebook((5, 8), dtype, entries=16, group=4)
+    scale = real_zero((3, 4), dtype, group=4)
+    return Codebook(
+        like.codes(), like.table, shape=(5, 8), dtype=dtype, scale=scale, group_size=4
+    )  # fmt: skip
+
+
 def low_rank(shape: tuple[int, int], dtype: torch.dtype, rank: int = 2) -> LowRank:
     left, right = dense((shape[0], rank), dtype), dense((rank, shape[1]), dtype)
     return LowRank(left, right, shape=shape, dtype=dtype)
@@ -155,11 +174,13 @@ TABLE: dict[str, Make] = {
     },
     "quantized-conv": lambda d: quantized((4, 2, 3, 3), d, bits=3, group=9),
     "quantized-bytes": lambda d: quantized((5, 8), d, bits=3, group=8, symmetric=False),
+    "quantized-real-zero": lambda d: real_zero((5, 6), d, 3),
     "codebook": lambda d: codebook((5, 7), d),
     "codebook-one": lambda d: codebook((5, 7), d, entries=1),
     "codebook-256": lambda d: codebook((5, 8), d, entries=256, group=4),
     "codebook-300": lambda d: codebook((5, 6), d, entries=300, vector=3),
     "codebook-product": lambda d: codebook((4, 2, 3, 3), d, entries=16, vector=3, group=6),
+    "codebook-twice": doubly_scaled,
     "sparse": unstructured,
     "sparse-2:4": lambda d: sparse_2_4(d, dense((4, 8), d)),
     "sparse-2:4-quantized": lambda d: sparse_2_4(d, quantized((4, 8), d, group=4)),

@@ -9,7 +9,7 @@ import torch
 from form_table import codebook
 
 from laconic.errors import ConfigError
-from laconic.forms import Codebook
+from laconic.forms import Codebook, Quantized
 
 CODES = torch.tensor([[0, 1, 2, 0], [2, 2, 1, 0]])
 TABLE = torch.tensor([[-1.0], [0.5], [4.0]])
@@ -98,3 +98,30 @@ def test_a_sketch_of_sizes_that_do_not_fit_is_refused() -> None:
     for entries, vector in ((0, 1), (4, 0), (4, 5), (-1, 1)):
         with pytest.raises(ConfigError, match="codebook: a table"):
             Codebook.empty((4, 6), torch.float32, entries=entries, vector=vector)
+
+
+def coded_scales(rows: int, cols: int) -> Quantized:
+    """Scales 1, 2, 3, ... as 8-bit codes with one step a row."""
+    count = torch.arange(1, rows * cols + 1, dtype=torch.uint8).view(rows, cols)
+    return Quantized(
+        count, torch.ones(rows, 1), torch.zeros(rows, 1), bits=8, group_size=cols,
+        shape=(rows, cols), dtype=torch.float32, symmetric=False,
+    )  # fmt: skip
+
+
+def test_scales_that_are_a_form_by_hand() -> None:
+    form = made(scale=coded_scales(2, 2), group_size=2)
+    assert form.scales().tolist() == [[1.0, 2.0], [3.0, 4.0]]
+    assert form.dense().tolist() == [[-1.0, 0.5, 8.0, -2.0], [12.0, 12.0, 2.0, -4.0]]
+    assert form.signature == "codebook(quantized)"
+    assert list(form.parts()) == ["codes", "table"]
+    padded = made(scale=coded_scales(1, 4), group_size=2)
+    assert torch.equal(padded.dense(), form.dense())
+    ids = torch.tensor([1])
+    assert torch.equal(form.embed(ids)[0], form.dense()[1])
+
+
+@pytest.mark.parametrize("size", [(1, 3), (2, 4), (3, 2)])
+def test_a_form_of_too_few_or_too_many_scales_is_refused(size: tuple[int, int]) -> None:
+    with pytest.raises(ConfigError, match=r"was given for 4 scales"):
+        made(scale=coded_scales(*size), group_size=2)

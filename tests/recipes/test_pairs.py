@@ -30,7 +30,8 @@ ZEROS = "zeros save nothing in it"
 ONCE = "no dense part left"
 PLAIN = "it takes a dense weight, or a sparse one"
 
-QUANTIZED = ("gptq", "kmeans", "round-to-nearest")  # leave nothing dense
+ROUNDING = ("hqq", "kmeans", "nf4", "round-to-nearest")  # take whatever is dense
+QUANTIZED = ("gptq", *ROUNDING)  # leave nothing dense
 PRUNED = ("magnitude", "sparsegpt", "wanda")
 # What may not follow what, on a model that is dense before: {(first, second): reason}.
 REFUSED = {
@@ -39,8 +40,7 @@ REFUSED = {
     **{(first, "svd"): DENSE for first in ("svd", *PRUNED, *QUANTIZED)},
     **{(first, second): ZEROS for first in ("svd", *QUANTIZED) for second in PRUNED},
     **{(first, "gptq"): PLAIN for first in ("svd", *QUANTIZED)},
-    **{(first, "kmeans"): ONCE for first in QUANTIZED},
-    **{(first, "round-to-nearest"): ONCE for first in QUANTIZED},
+    **{(first, second): ONCE for first in QUANTIZED for second in ROUNDING},
 }
 
 # The same for the two methods that need a step before them, after one that gives it.
@@ -52,8 +52,7 @@ REFUSED_AFTER = {
         ("recover", "svd"): DENSE,
         **{("recover", second): ZEROS for second in PRUNED},
         ("recover", "gptq"): PLAIN,
-        ("recover", "kmeans"): ONCE,
-        ("recover", "round-to-nearest"): ONCE,
+        **{("recover", second): ONCE for second in ROUNDING},
     },
     "magnitude": {
         ("eora", "svd"): DENSE,

@@ -39,6 +39,9 @@ class Codebook(Form):
         shape: Shape that the form stands for.
         dtype: Type that the form stands for.
         scale: (rows, cols / group_size) factors, for example the absmax of NF4 blocks; None for 1.
+            Or a form that stands for them one after another, row by row: any form of at least as
+            many elements and less than one row more, whose last ones are not used (double
+            quantization, in blocks that need not end where rows do).
         group_size: Columns that share a scale; needed with ``scale``, and divides cols.
 
     Raises:
@@ -50,7 +53,7 @@ class Codebook(Form):
 
     kind = "codebook"
     packed: Tensor
-    scale: nn.Parameter | None
+    scale: nn.Parameter | Form | None
 
     def __init__(
         self,
@@ -59,7 +62,7 @@ class Codebook(Form):
         *,
         shape: tuple[int, ...],
         dtype: torch.dtype,
-        scale: Tensor | None = None,
+        scale: Tensor | Form | None = None,
         group_size: int | None = None,
     ) -> None:
         super().__init__(shape, dtype)
@@ -73,14 +76,17 @@ class Codebook(Form):
         packed = pack(flat.to(torch.uint8), self.bits) if self.bits <= 8 else flat.to(torch.int32)
         self.register_buffer("packed", packed)
         self.table = parameter(table)
-        self.register_parameter("scale", None if scale is None else parameter(scale))
+        if isinstance(scale, Form):
+            self.scale = scale
+        else:
+            self.register_parameter("scale", None if scale is None else parameter(scale))
 
     @property
     def bits(self) -> int:
         """Bits of a held index; 32 where the table has more than 256 entries."""
         return max(1, (self.entries - 1).bit_length()) if self.entries <= 256 else 32
 
-    def _check_scale(self, scale: Tensor | None) -> None:
+    def _check_scale(self, scale: Tensor | Form | None) -> None:
         size = self.group_size
         if scale is None or size is None:
             if scale is not None or size is not None:
@@ -94,7 +100,15 @@ class Codebook(Form):
                 f"codebook: group_size={size} does not divide cols={self.cols}; it must be at "
                 "least 1 and divide them."
             )
-        check_tensor(self.kind, "scale", scale, (self.rows, self.cols // size), FLOATS)
+        if not isinstance(scale, Form):
+            check_tensor(self.kind, "scale", scale, (self.rows, self.cols // size), FLOATS)
+            return
+        count, held = self.rows * (self.cols // size), scale.rows * scale.cols
+        if not count <= held < count + max(scale.cols, 1):
+            raise ConfigError(
+                f"codebook: a form of {scale.shape} was given for {count} scales; it must stand "
+                "for as many, with less than one row to spare."
+            )
 
     @classmethod
     def empty(
@@ -106,6 +120,7 @@ class Codebook(Form):
         vector: int = 1,
         table_dtype: torch.dtype | None = None,
         scale_dtype: torch.dtype | None = None,
+        scale: Form | None = None,
         group_size: int | None = None,
     ) -> Self:
         """Return a sketch on the meta device: shapes and bytes without values.
@@ -117,6 +132,7 @@ class Codebook(Form):
             vector: Values of an entry; divides cols.
             table_dtype: Type of the table; ``dtype`` where None.
             scale_dtype: Type of the scales; ``dtype`` where None.
+            scale: Sketch of a form of the scales; plain ones where None.
             group_size: Columns that share a scale; None for no scales.
 
         Raises:
@@ -126,12 +142,12 @@ class Codebook(Form):
         rows, cols = shape[0], prod(shape[1:])
         table = torch.empty(max(entries, 0), max(vector, 0), dtype=table_dtype or dtype).to("meta")
         _table_size(table, cols)
-        scale = None
-        if group_size is not None:
+        held: Tensor | Form | None = scale
+        if group_size is not None and scale is None:
             width = cols // max(group_size, 1)
-            scale = torch.empty(rows, width, dtype=scale_dtype or dtype, device="meta")
+            held = torch.empty(rows, width, dtype=scale_dtype or dtype, device="meta")
         codes = torch.empty(rows, cols // vector, dtype=torch.int32, device="meta")
-        return cls(codes, table, shape=shape, dtype=dtype, scale=scale, group_size=group_size)
+        return cls(codes, table, shape=shape, dtype=dtype, scale=held, group_size=group_size)
 
     def codes(self) -> Tensor:
         """Return the indexes, (rows, cols / vector): uint8, or int32 above 256 entries."""
@@ -142,7 +158,14 @@ class Codebook(Form):
 
     def dense(self) -> Tensor:
         """Return the gathered values; gradients reach the table, summed over each entry."""
-        return self._values(self.codes(), self.scale).view(self.shape)
+        return self._values(self.codes(), self.scales()).view(self.shape)
+
+    def scales(self) -> Tensor | None:
+        """Return the scales, (rows, cols / group_size); None where there are none."""
+        if not isinstance(self.scale, Form) or self.group_size is None:
+            return self.scale if isinstance(self.scale, Tensor) else None
+        width = self.cols // self.group_size
+        return self.scale.dense().reshape(-1)[: self.rows * width].view(self.rows, width)
 
     def _values(self, codes: Tensor, scale: Tensor | None) -> Tensor:
         kind = wide(self.dtype)
@@ -159,16 +182,19 @@ class Codebook(Form):
             codes = self.packed.view(self.rows, width).index_select(0, flat)
         else:
             codes = unpack_rows(self.packed, self.bits, (self.rows, width), flat)
-        scale = None if self.scale is None else self.scale.index_select(0, flat)
+        scales = self.scales()
+        scale = None if scales is None else scales.index_select(0, flat)
         return self._values(codes, scale).view(*ids.shape, *self.shape[1:])
 
     def parts(self) -> dict[str, Part]:
-        """Return ``codes``, ``table`` and, where there is one, ``scale``."""
+        """Return ``codes``, ``table`` and, where it is a plain tensor, ``scale``."""
         found = {
             "codes": Part(self.codes(), alphabet=self.entries),
             "table": Part(self.table.detach()),
         }
-        return found if self.scale is None else found | {"scale": Part(self.scale.detach())}
+        if not isinstance(self.scale, Tensor):
+            return found
+        return found | {"scale": Part(self.scale.detach())}
 
     def settings(self) -> dict[str, Any]:
         """Return ``group_size`` where there are scales."""
@@ -183,11 +209,12 @@ class Codebook(Form):
         parts: Mapping[str, Tensor],
         children: Mapping[str, Form],
     ) -> Codebook:
-        """Build from ``codes``, ``table`` and, where there is one, ``scale``."""
-        check_names(cls.kind, "children", children, [])
+        """Build from ``codes``, ``table`` and, where there is one, ``scale``: a part or a child."""
         check_shape(cls.kind, shape)
         grouped = settings.get("group_size") is not None
-        names = ["codes", "table", "scale"] if grouped else ["codes", "table"]
+        check_names(cls.kind, "children", children, [], ["scale"] if grouped else [])
+        plain = grouped and not children
+        names = ["codes", "table", "scale"] if plain else ["codes", "table"]
         check_names(cls.kind, "parts", parts, names)
         entries, vector = _table_size(parts["table"], prod(shape[1:]))
         stored = torch.uint8 if entries <= 256 else torch.int32
@@ -198,7 +225,7 @@ class Codebook(Form):
             parts["table"],
             shape=shape,
             dtype=dtype,
-            scale=parts.get("scale"),
+            scale=parts.get("scale") if plain else children.get("scale"),
             group_size=whole(cls.kind, settings, "group_size") if grouped else None,
         )
 

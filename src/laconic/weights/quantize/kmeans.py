@@ -17,6 +17,7 @@ from laconic.settings import setting
 from laconic.weights.base import LayerStep, Site, Statistic
 from laconic.weights.checks import finite, has_dense, replace_dense
 from laconic.weights.quantize._clusters import cluster, nearest
+from laconic.weights.quantize._importance import input_squares
 
 
 @method("kmeans", family="quantize", source="Han, Mao, Dally 2016 (Deep Compression)")
@@ -73,7 +74,7 @@ class KMeans(LayerStep):
     def fit(self, site: Site, generator: torch.Generator) -> Form:
         """Return the site's form with a codebook in place of its dense parts."""
         self._check_form(site.form)
-        importance = self._importance(site)
+        importance = input_squares(site) if self.weighting == "gram" else None
 
         def change(dense: Dense, path: str) -> Form:
             name = f"{site.name} ({path})" if path else site.name
@@ -89,16 +90,6 @@ class KMeans(LayerStep):
             raise self.refuse(
                 form, "weighting='gram' needs a dense weight or values of a sparse one."
             )
-
-    def _importance(self, site: Site) -> Tensor | None:
-        if self.weighting == "none":
-            return None
-        squares = site.need("sumsq").reshape(site.groups, 1, -1)
-        rows = site.form.rows // site.groups
-        each = squares.expand(site.groups, rows, -1).reshape(site.form.rows, site.form.cols)
-        if isinstance(site.form, Sparse):
-            return each[site.form.mask]
-        return each.reshape(-1)
 
     def _codebook(self, dense: Dense, importance: Tensor | None, *, site: str) -> Codebook:
         values = finite(dense.dense().detach(), site=site).float().reshape(-1)
