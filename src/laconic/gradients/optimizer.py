@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, overload
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from laconic.errors import ConfigError
+from laconic.errors import ConfigError, LaconicWarning
 
 
 class DGCSGD(Optimizer):
@@ -99,3 +100,53 @@ class DGCSGD(Optimizer):
         if group["nesterov"]:
             return grad.add(parameter, alpha=decay).add_(buffer, alpha=momentum)
         return grad + buffer
+
+
+def check_optimizer(optimizer: Optimizer, *, momentum: float, nesterov: bool, owner: str) -> None:
+    """Refuse an optimiser that would change what momentum on the ranks means.
+
+    Args:
+        optimizer: What will step; wrappers that keep theirs in ``.optimizer`` or ``.optim`` are
+            looked into.
+        momentum: The compressor's momentum.
+        nesterov: Whether that is Nesterov momentum.
+        owner: The compressor, for messages.
+
+    Raises:
+        ConfigError: Momentum of its own, an adaptive rule, or a ``DGCSGD`` set otherwise.
+
+    Warns:
+        LaconicWarning: Plain SGD with weight decay, which then has no momentum.
+    """
+    inner = getattr(optimizer, "optimizer", None) or getattr(optimizer, "optim", None)
+    if isinstance(inner, Optimizer):
+        optimizer = inner
+    kind = type(optimizer).__name__
+    if isinstance(optimizer, DGCSGD):
+        for group in optimizer.param_groups:
+            if (group["momentum"], group["nesterov"]) != (momentum, nesterov):
+                raise ConfigError(
+                    f"{owner}: momentum={momentum}, nesterov={nesterov}, but {kind} has "
+                    f"momentum={group['momentum']}, nesterov={group['nesterov']}. "
+                    "Give both the same."
+                )
+        return
+    if not isinstance(optimizer, torch.optim.SGD):
+        raise ConfigError(
+            f"{owner}: {kind} is not momentum SGD, for which alone the method is defined. Use "
+            "laconic.gradients.DGCSGD; with Adam, use TopK, QSGD or PowerSGD instead."
+        )
+    own = max(float(group["momentum"]) for group in optimizer.param_groups)
+    if own:
+        raise ConfigError(
+            f"{owner}: {kind} has momentum={own}, which would be applied twice. Use "
+            f"laconic.gradients.DGCSGD(params, lr, momentum={own}, ...), or {kind}(momentum=0)."
+        )
+    if momentum and any(group["weight_decay"] for group in optimizer.param_groups):
+        warnings.warn(
+            f"{owner}: {kind} adds weight decay behind the momentum, where it is "
+            f"{1 / (1 - momentum):.3g} times weaker than in momentum SGD. Use "
+            "laconic.gradients.DGCSGD.",
+            LaconicWarning,
+            stacklevel=2,
+        )

@@ -20,8 +20,8 @@ class Warmup:
 
     Args:
         epochs: Epochs with a density of their own; 0 has none.
-        densities: One an epoch, each above 0 and up to 1; 1 sends that epoch dense, with the
-            momentum applied after the all-reduce. Default: powers of ``coefficient``.
+        densities: One an epoch, each above 0 and up to 1. Leading ones send their epochs dense,
+            with the momentum applied after the all-reduce. Default: powers of ``coefficient``.
         coefficient: The density of epoch e is ``coefficient ** (e + 1)``, never below the target.
             Default 0.25, as in the paper (75 %, 93.75 %, 98.44 %, 99.6 % sparsity). None takes
             the root of the target that reaches it after the last epoch, as the paper's code does.
@@ -48,6 +48,13 @@ class Warmup:
                     "density an epoch, or leave epochs out."
                 )
             object.__setattr__(self, "epochs", len(self.densities))
+            dense = [d == 1 for d in self.densities]
+            if dense != sorted(dense, reverse=True):
+                raise ConfigError(
+                    f"Warmup: densities={self.densities}: dense epochs (1) must come first; "
+                    "momentum that was kept apart on each rank cannot go back behind the "
+                    "all-reduce. Use 0.99 instead."
+                )
         if self.epochs < 0:
             raise ConfigError(f"Warmup: epochs={self.epochs} must be 0 or more.")
         for density in (*(self.densities or ()), *([self.coefficient] if self.coefficient else ())):
@@ -75,6 +82,10 @@ class Warmup:
         coefficient = target ** (1 / (self.epochs + 1)) if self.coefficient is None else None
         power = (coefficient or self.coefficient or 1.0) ** (max(epoch, 0) + 1)
         return float(max(power, target))
+
+    def is_dense(self, epoch: int) -> bool:
+        """Return whether an epoch is sent dense."""
+        return self.densities is not None and self.densities[epoch : epoch + 1] == (1.0,)
 
     def epoch_of(self, step: int) -> int | None:
         """Return the epoch that a step lies in; None where the training script tells it."""
