@@ -89,16 +89,16 @@ def evolve(
             "budget": budget, "offspring": offspring, "stages": stages, "initial": list(initial),
             "max_switches": max_switches, "reach": reach, "start": told,
         },
-        seed, checkpoint, progress,
+        initial[1], seed, checkpoint, progress,
     )  # fmt: skip
 
-    def propose(parent: Choice, rng: np.random.Generator) -> list[Choice]:
-        children, complete = moves.offspring(parent, offspring, rng)
+    def step() -> bool:
+        children, complete = moves.offspring(loop.parent, offspring, loop.rng)
         if children and not complete:
             loop.note("some generations have fewer offspring: there are no more distinct ones.")
-        return children
+        return loop.breed(children)
 
-    return loop.run(begin, initial[1], propose)
+    return loop.run(begin, step)
 
 
 def _starts(

@@ -22,6 +22,7 @@ from laconic.budget.search import (
     Generation,
     SearchResult,
     Stage,
+    StageRecord,
     read_record,
     to_plain,
 )
@@ -30,7 +31,7 @@ from laconic.errors import ConfigError, LaconicWarning
 from laconic.files import write_atomic
 from laconic.progress import NullProgress, Progress
 
-Propose = Callable[[Choice, np.random.Generator], list[Choice]]
+Step = Callable[[], bool]
 _FORMAT = 1
 _NOISE_EVERY = 10  # generations between two measurements of the noise
 
@@ -45,8 +46,9 @@ class Loop:
         fitness: Judges assignments.
         sampler: Draws minibatches.
         stages: Races of each generation.
-        generations: How many.
+        generations: How many; None until a step ends the search.
         settings: What else fixes the answer; a checkpoint of other settings is refused.
+        initial: Tokens that starts are judged on, where there are several.
         seed: Seed of everything random.
         checkpoint: File of the state; None keeps none.
         progress: Where progress is shown.
@@ -57,8 +59,9 @@ class Loop:
     fitness: Fitness
     sampler: Sampler
     stages: Sequence[Stage]
-    generations: int
+    generations: int | None
     settings: Mapping[str, Any]
+    initial: int = 0
     seed: int = 0
     checkpoint: Path | None = None
     progress: Progress | None = None
@@ -77,47 +80,44 @@ class Loop:
         return self.history[-1].choice
 
     def run(
-        self, starts: Callable[[np.random.Generator], list[Choice]], initial: int, propose: Propose
+        self, starts: Callable[[np.random.Generator], list[Choice]], step: Step
     ) -> SearchResult:
         """Run or go on, and return what was found.
 
         Args:
             starts: Draws the states to begin with.
-            initial: Tokens they are judged on, where there are several.
-            propose: Draws the candidates of a generation; none ends the search.
+            step: Makes one generation; False ends the search.
         """
         if not self._resumed():
-            self._begin(starts(self.rng), initial)
+            self._begin(starts(self.rng))
         bar = self.progress or NullProgress()
         task = bar.start(f"search: {self.method}", self.generations)
         bar.advance(task, len(self.history) - 1)
-        while len(self.history) <= self.generations:
-            if not self._generation(propose):
+        while self.generations is None or len(self.history) <= self.generations:
+            if not step():
                 break
             bar.advance(task, note=f"fitness {self.history[-1].fitness:.4g}")
         bar.finish(task)
         return self._result()
 
-    def _begin(self, states: list[Choice], initial: int) -> None:
+    def _begin(self, states: list[Choice]) -> None:
         """Take the fittest of the initial states; a single one is not judged."""
         if len(states) == 1:
-            self._record(states[0], nan, True, ())
+            self.record(states[0], nan, True, ())
         else:
-            winner, value, records = self.race.run(states, [(1, initial)], self.rng)
-            self._record(winner, value, True, records)
+            winner, value, records = self.race.run(states, [(1, self.initial)], self.rng)
+            self.record(winner, value, True, records)
 
-    def _generation(self, propose: Propose) -> bool:
-        """Run one generation; False where no candidate can be drawn."""
-        children = propose(self.parent, self.rng)
+    def breed(self, children: list[Choice]) -> bool:
+        """Let candidates race against each other and the parent; False where there are none."""
         if not children:
             self.note("the search ended early: no other assignment of this cost can be reached.")
             return False
-        number = len(self.history)
         winner, value, records = self.race.run(
             children, fitted(self.stages, len(children)), self.rng,
-            parent=self.parent, measure_noise=number % _NOISE_EVERY == 1,
+            parent=self.parent, measure_noise=len(self.history) % _NOISE_EVERY == 1,
         )  # fmt: skip
-        self._record(winner, value, winner != self.parent, records)
+        self.record(winner, value, winner != self.parent, records)
         return True
 
     def note(self, text: str) -> None:
@@ -125,7 +125,10 @@ class Loop:
         if text not in self.notes:
             self.notes.append(text)
 
-    def _record(self, choice: Choice, value: float, changed: bool, stages: Any) -> None:
+    def record(
+        self, choice: Choice, value: float, changed: bool, stages: tuple[StageRecord, ...]
+    ) -> None:
+        """Make an assignment the parent and write the checkpoint."""
         cost = self.table.assignment(choice).cost
         done = self.race.evaluations, self.race.tokens
         number = len(self.history)
@@ -196,7 +199,7 @@ class Loop:
                 f"{self.checkpoint.name} belongs to a search with other levels, budget, stages, "
                 "seed or settings. Remove it to begin anew, or choose another file."
             )
-        self.history = history[: self.generations + 1]
+        self.history = history[: None if self.generations is None else self.generations + 1]
         self.race.evaluations = self.history[-1].evaluations
         self.race.tokens = self.history[-1].tokens
         return True

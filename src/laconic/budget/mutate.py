@@ -95,12 +95,12 @@ class Moves:
         for sites, limit in self.limits.values():
             left = limit - sum(self.cost[site][choice[site]] for site in sites)
             while left < 0:
-                site, level = _pick(self._steps(choice, sites, down=True, reach=1), rng)
+                site, level = _pick(self.steps(choice, sites, down=True), rng)
                 left += self.cost[site][choice[site]] - self.cost[site][level]
                 choice[site] = level
             while fitting := [
                 (site, level)
-                for site, level in self._steps(choice, sites, down=False, reach=1)
+                for site, level in self.steps(choice, sites, down=False)
                 if 0 < self.cost[site][level] - self.cost[site][choice[site]] <= left
             ]:
                 site, level = _pick(fitting, rng)
@@ -108,8 +108,8 @@ class Moves:
                 choice[site] = level
         return tuple(choice)
 
-    def _steps(
-        self, choice: Sequence[int], sites: Sequence[int], *, down: bool, reach: int
+    def steps(
+        self, choice: Sequence[int], sites: Sequence[int], *, down: bool, reach: int = 1
     ) -> list[Move]:
         """Return a move for each site that can go down (or up), at most ``reach`` steps each."""
         moves: list[Move] = []
@@ -160,8 +160,8 @@ class Moves:
         """Move one site down and one of its group up by the same cost, in place."""
         movable: list[tuple[list[int], list[Move], list[Move]]] = []
         for sites in self.groups:
-            downs = self._steps(choice, sites, down=True, reach=self.reach)
-            ups = self._steps(choice, sites, down=False, reach=self.reach)
+            downs = self.steps(choice, sites, down=True, reach=self.reach)
+            ups = self.steps(choice, sites, down=False, reach=self.reach)
             if downs and ups:
                 movable.append((sites, downs, ups))
         if not movable:
@@ -172,7 +172,7 @@ class Moves:
         # sides are drawn independently, as in the paper.
         first_down = bool(rng.integers(2))
         first = _pick(downs if first_down else ups, rng)
-        amount = self._change(choice, first)
+        amount = self.change(choice, first)
         if not amount:  # another level of the same cost needs no partner
             choice[first[0]] = first[1]
             return True
@@ -192,7 +192,8 @@ class Moves:
         found = (costs - now[:, None] == amount) & np.isfinite(self.table.errors[rows])
         return [(int(rows[row]), int(level)) for row, level in np.argwhere(found)]
 
-    def _change(self, choice: Sequence[int], move: Move) -> int:
+    def change(self, choice: Sequence[int], move: Move) -> int:
+        """Return what a move adds to the cost."""
         site, level = move
         return self.cost[site][level] - self.cost[site][choice[site]]
 
@@ -208,16 +209,16 @@ class Moves:
         choice = list(parent)
         ((sites, limit),) = self.limits.values()
         spare = limit - sum(self.cost[site][choice[site]] for site in sites)
-        if not self._steps(choice, sites, down=False, reach=1):
+        if not self.steps(choice, sites, down=False):
             return None
         added = removed = 0
         raised: set[int] = set()
         for _ in range(switches):
-            moves = self._steps(choice, sites, down=False, reach=self.reach)
+            moves = self.steps(choice, sites, down=False, reach=self.reach)
             if not moves:
                 break
             site, level = _pick(moves, rng)
-            added += self._change(choice, (site, level))
+            added += self.change(choice, (site, level))
             choice[site] = level
             raised.add(site)
         for _ in range(_MOST_REPAIRS + 1):
@@ -225,11 +226,11 @@ class Moves:
                 wasted = removed > 0 and added - spare < _LEAST_USED * removed
                 return parent if wasted else tuple(choice)
             others = [site for site in sites if site not in raised]
-            moves = self._steps(choice, others, down=True, reach=self.reach)
+            moves = self.steps(choice, others, down=True, reach=self.reach)
             if not moves:
                 break
             site, level = _pick(moves, rng)
-            removed -= self._change(choice, (site, level))
+            removed -= self.change(choice, (site, level))
             choice[site] = level
         return parent
 

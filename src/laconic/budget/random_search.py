@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from laconic.budget.loop import Loop, check_counts
 from laconic.budget.mutate import Moves
 from laconic.budget.sampler import Sampler
@@ -55,18 +53,20 @@ def random_search(
     stages = check_counts("random search", sampler, stages, generations, offspring)
     moves = Moves(table, budget)
 
-    def propose(parent: Choice, rng: np.random.Generator) -> list[Choice]:
+    loop = Loop(
+        "random", table, fitness, sampler, stages, generations,
+        {"budget": budget, "offspring": offspring, "stages": stages},
+        seed=seed, checkpoint=checkpoint, progress=progress,
+    )  # fmt: skip
+
+    def step() -> bool:
         drawn: dict[Choice, None] = {}
         for _ in range(_REDRAWS * offspring):
             if len(drawn) == offspring:
                 break
-            choice = moves.random_state(rng)
-            if choice != parent:
+            choice = moves.random_state(loop.rng)
+            if choice != loop.parent:
                 drawn.setdefault(choice)
-        return list(drawn)
+        return loop.breed(list(drawn))
 
-    loop = Loop(
-        "random", table, fitness, sampler, stages, generations,
-        {"budget": budget, "offspring": offspring, "stages": stages}, seed, checkpoint, progress,
-    )  # fmt: skip
-    return loop.run(lambda rng: [moves.random_state(rng)], stages[0][1], propose)
+    return loop.run(lambda rng: [moves.random_state(rng)], step)

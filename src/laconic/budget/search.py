@@ -170,8 +170,11 @@ def limits_of(table: LevelTable, budget: Budget) -> dict[str | None, tuple[list[
         everyone = list(range(len(table.sites)))
         return {None: (everyone, _attainable(table, everyone, int(budget), table.fixed_bytes))}
     groups = sorted(set(table.groups or ()))
-    if sorted(budget) != groups:
-        raise ConfigError(f"budget by group: got {sorted(budget)}, the table has {groups}.")
+    if sorted(budget) != groups or not groups:
+        raise ConfigError(
+            f"budget by group: got {sorted(budget)}, the table has the groups {groups}. Name each "
+            "of them, or give one budget for all."
+        )
     limits: dict[str | None, tuple[list[int], int]] = {}
     for group in groups:
         members = table.members(group)

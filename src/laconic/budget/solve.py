@@ -28,6 +28,8 @@ def smallest(table: LevelTable) -> Assignment:
 def uniform(table: LevelTable, budget_bytes: int) -> Assignment:
     """Return the best assignment that gives every site the same level.
 
+    It is the one of least error, or the dearest where the table has no errors.
+
     Raises:
         BudgetError: No level that all sites have fits the budget.
     """
@@ -35,7 +37,8 @@ def uniform(table: LevelTable, budget_bytes: int) -> Assignment:
     tried = [table.assignment([int(level)] * len(table.sites)) for level in shared]
     fitting = [a for a in tried if a.cost <= budget_bytes]
     if fitting:
-        return min(fitting, key=lambda a: (a.error, a.cost))
+        rising = 1 if table.has_errors else -1  # errors unknown: what costs most spoils least
+        return min(fitting, key=lambda a: (a.error, rising * a.cost))
     if not tried:
         raise BudgetError("uniform: no level is available at every site; use another solver.")
     least = min(a.cost for a in tried)
@@ -60,6 +63,7 @@ def greedy(table: LevelTable, budget_bytes: int) -> Assignment:
 
     Raises:
         BudgetError: The budget is below the smallest assignment.
+        ConfigError: The table has no errors.
     """
     start = _start(table, budget_bytes)
     hulls = [_hull(table, site) for site in range(len(table.sites))]
@@ -97,7 +101,7 @@ def dynamic_programme(
 
     Raises:
         BudgetError: The budget is below the smallest assignment.
-        ConfigError: ``cells`` is below 1.
+        ConfigError: ``cells`` is below 1, or the table has no errors.
     """
     if cells is not None and cells < 1:
         raise ConfigError(f"dynamic programme: cells={cells} must be at least 1.")
@@ -117,6 +121,11 @@ def dynamic_programme(
 
 
 def _start(table: LevelTable, budget_bytes: int) -> Assignment:
+    if not table.has_errors:
+        raise ConfigError(
+            "level table: this solver adds up errors of sites and the table has none. Give errors "
+            "or use a solver that judges whole assignments."
+        )
     least = smallest(table)
     if least.cost > budget_bytes:
         raise too_small(budget_bytes, least.cost, table.fixed_bytes)

@@ -123,6 +123,23 @@ class LevelTable:
             )
         return self._copy(levels=tuple(levels), costs=self.costs[:, kept], errors=errors)
 
+    def without_errors(self) -> LevelTable:
+        """Return the table with its errors forgotten; levels that are missing stay so."""
+        copy = self._copy(errors=np.where(np.isinf(self.errors), np.inf, 0.0))
+        copy.has_errors = False
+        return copy
+
+    def take(self, sites: Sequence[int]) -> LevelTable:
+        """Return the table of some sites, by their rows, without fixed bytes."""
+        rows = np.asarray(sites, dtype=np.int64)
+        return self._copy(
+            sites=[self.sites[site] for site in sites],
+            costs=self.costs[rows],
+            errors=self.errors[rows],
+            fixed_bytes=0,
+            groups=None if self.groups is None else [self.groups[site] for site in sites],
+        )
+
     def _copy(self, **changes: Any) -> LevelTable:
         """Return a table with some arguments changed; illegal levels stay illegal."""
         given = {
