@@ -47,6 +47,7 @@ class Reduced:
 
     def __init__(self, state: CommState, tensors: Tensors, reducer: ReduceState | None) -> None:
         self._state, self._tensors, self._reducer = state, tensors, reducer
+        self._dense = set(tensors.dense)
         self._coded = tensors.coded if reducer is not None else []
         self._flags = _FLAGS if state.stateful else 0
         self._first: list[_Flat] = []
@@ -66,7 +67,7 @@ class Reduced:
         for flat in flats:
             for name in flat.places:
                 part = flat.part(name)
-                if name in self._state.dense_names:
+                if name in self._dense:
                     part.copy_(tensors.views[name].reshape(-1))
                     part.mul_(1.0 / self._state.transport.size)
                 else:
@@ -117,7 +118,7 @@ class Reduced:
             if flat.values is not tensors.buffer and not flat.places:
                 tensors.buffer.copy_(flat.values)
             for name in flat.places:
-                if name in self._state.dense_names:
+                if name in self._dense:
                     view = tensors.views[name]
                     view.copy_(flat.part(name).view(view.shape))
         if self._state.stateful and not all(_finite(tensors.views[name]) for name in tensors.dense):
@@ -137,7 +138,7 @@ class Reduced:
             if name in self._coded and reducer is not None:
                 dtype = reducer.reduce_dtype(name)
                 size = reducer.reduce_size(name, stage) + (0 if stage else self._flags)
-            elif name in self._state.dense_names and not stage:
+            elif name in self._dense and not stage:
                 dtype, size = tensors.buffer.dtype, tensors.views[name].numel()
             else:
                 continue

@@ -33,12 +33,14 @@ class Tensors:
     """
 
     def __init__(self, state: CommState, bucket: Bucket, scale: float) -> None:
-        self.state, self.at, self.scale = state, bucket.index(), scale
+        self.state, self.at = state, bucket.index()
+        self.scale = scale if state.stateful else 1.0  # memory outlives a loss scale
         self.buffer = bucket.buffer()
         names = [state.name_of(parameter) for parameter in bucket.parameters()]
         self.views = dict(zip(names, bucket.gradients(), strict=True))
-        self.dense = [name for name in names if name in state.dense_names]
-        self.coded = [name for name in names if name not in state.dense_names]
+        dense = set(names) if state.warming else state.dense_names
+        self.dense = [name for name in names if name in dense]
+        self.coded = [name for name in names if name not in dense]
         self.used: dict[str, bool] = {}
         self.finite = True
 
@@ -51,7 +53,7 @@ class Tensors:
 
         Returns:
             The gradient without the loss scale, contiguous, of the working type; zeros in the
-            place of one that is not finite, where the method remembers anything. Then whether
+            place of one that is not finite, unless it travels as it is. Then whether
             it was used here (not all zeros) and whether it was finite, as 0 or 1; tensors on
             devices on which looking would make backward wait.
         """
@@ -60,7 +62,7 @@ class Tensors:
         grad = view.to(state.work_dtype(name)).contiguous()
         if self.scale != 1.0:
             grad = grad / self.scale
-        if state.stateful:
+        if state.stateful or state.route == "gather":
             if isinstance(finite, Tensor):
                 grad = torch.where(finite.bool(), grad, 0.0)
             elif not finite:
