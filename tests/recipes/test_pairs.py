@@ -28,10 +28,11 @@ EMPTY = "nothing to recover"
 DENSE = "factors are taken of a dense weight"
 ZEROS = "zeros save nothing in it"
 ONCE = "no dense part left"
+WHOLE = "columns are split off a dense weight"
 PLAIN = "it takes a dense weight, or a sparse one"
 
 ROUNDING = ("hqq", "kmeans", "nf4", "round-to-nearest")  # take whatever is dense
-QUANTIZED = ("gptq", *ROUNDING)  # leave nothing dense
+QUANTIZED = ("gptq", "outlier-split", *ROUNDING)  # leave nothing dense
 PRUNED = ("magnitude", "sparsegpt", "wanda")
 # What may not follow what, on a model that is dense before: {(first, second): reason}.
 REFUSED = {
@@ -41,6 +42,7 @@ REFUSED = {
     **{(first, second): ZEROS for first in ("svd", *QUANTIZED) for second in PRUNED},
     **{(first, "gptq"): PLAIN for first in ("svd", *QUANTIZED)},
     **{(first, second): ONCE for first in QUANTIZED for second in ROUNDING},
+    **{(first, "outlier-split"): WHOLE for first in ("svd", *PRUNED, *QUANTIZED)},
 }
 
 # The same for the two methods that need a step before them, after one that gives it.
@@ -49,7 +51,9 @@ REFUSED_AFTER = {
         ("eora", "svd"): DENSE,
         **{("eora", second): ZEROS for second in PRUNED},
         ("eora", "gptq"): PLAIN,
+        ("eora", "outlier-split"): WHOLE,
         ("recover", "svd"): DENSE,
+        ("recover", "outlier-split"): WHOLE,
         **{("recover", second): ZEROS for second in PRUNED},
         ("recover", "gptq"): PLAIN,
         **{("recover", second): ONCE for second in ROUNDING},
@@ -58,7 +62,9 @@ REFUSED_AFTER = {
         ("eora", "svd"): DENSE,
         **{("eora", second): ZEROS for second in PRUNED},
         ("eora", "gptq"): PLAIN,
+        ("eora", "outlier-split"): WHOLE,
         ("recover", "svd"): DENSE,
+        ("recover", "outlier-split"): WHOLE,
     },
 }
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from laconic.forms.base import Form
 from laconic.forms.quantized import Quantized
 from laconic.forms.rotated import Rotated
+from laconic.forms.sparse import Sparse
 from laconic.forms.sum import Sum
 
 Run = Callable[[Tensor], Tensor]
@@ -55,7 +56,7 @@ def int8_run(form: Form, kernel: str) -> Run | str:
     """Return a callable that multiplies by a form in integers, or why that cannot be.
 
     A quantized form runs as a whole; in a sum its quantized terms do (the others multiply as they
-    are), under a rotation the rotated form does.
+    are), under a rotation the rotated form does, of kept columns their form.
     """
     if form.rows * form.cols == 0:
         return "an empty weight has nothing to multiply"
@@ -74,7 +75,14 @@ def int8_run(form: Form, kernel: str) -> Run | str:
         return lambda x: form.after(inner(form.before(x)), x.dtype)
     if isinstance(form, Sum):
         return _sum_run(form, kernel)
+    if isinstance(form, Sparse) and form.pattern == "column":
+        run = int8_run(form.values, kernel)
+        return run if isinstance(run, str) else _picked(run, form.kept_index())
     return f"{form.signature} does not hold integers with scales"
+
+
+def _picked(inner: Run, kept: Tensor) -> Run:
+    return lambda x: inner(x.index_select(-1, kept))
 
 
 def _sum_run(form: Sum, kernel: str) -> Run | str:

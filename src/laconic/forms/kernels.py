@@ -205,15 +205,20 @@ class _Chooser:
 
     def _rounding(self) -> Decision:
         """Return the decision for a form that rounds its inputs: a dense tensor would not."""
-        cached = isinstance(self.form, Quantized) and not isinstance(self.layers[0], Conv)
-        if self.mode == "exact" or not cached:
+        if self.mode == "exact" or isinstance(self.layers[0], Conv):
             return self._all("form", "its inputs are rounded, in floating point")
+        whole = isinstance(self.form, Quantized)
         if self.mode == "dense":
-            return self._all(SIMULATED, "dense: asked for; its inputs are rounded")
+            reason = "dense: asked for; its inputs are rounded"
+            return self._all(SIMULATED if whole else "form", reason)
         kernels, refused = self._int8()
         if self.mode == "int8" and kernels:
             return replace(self._fastest(kernels, "int8: asked for"), rounds=True)
-        found = self._fastest(("form", SIMULATED, *kernels), refused or "the fastest measured")
+        held = [inner for _, inner in self.form.walk() if isinstance(inner, Quantized)]
+        if any(inner.activations is None for inner in held):
+            kernels = ()  # integers would round inputs that the form does not
+        simulated = (SIMULATED,) if whole else ()
+        found = self._fastest(("form", *simulated, *kernels), refused or "the fastest measured")
         return replace(found, rounds=True)
 
     def unprepared(self, *, lookup: bool) -> Decision:
