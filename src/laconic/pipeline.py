@@ -51,6 +51,7 @@ def compress(
     latency: bool = False,
     baselines: bool = False,
     source: Path | None = None,
+    initial: nn.Module | None = None,
     progress: Progress | None = None,
 ) -> Result:
     """Compress a model by a recipe; the given model is not changed.
@@ -70,6 +71,7 @@ def compress(
         latency: Measure latency and peak memory, a process per variant; some twenty seconds.
         baselines: Also measure plain rounding at 8, 4, 3 and 2 bits for the trade-off plot.
         source: Folder of the original Hugging Face model, whose tokenizer files are taken along.
+        initial: The model as it was before training, for steps that rewind to it.
         progress: Where progress is shown.
 
     Returns:
@@ -87,11 +89,13 @@ def compress(
         make_plan(model, recipe)
         for step in recipe.steps:
             step.check_data(task)
+            step.check_initial(initial is not None)
         job = {
             "budget": budget, "seed": seed, "device": device,
             "threads": torch.get_num_threads(), "task": _describe(task),
         }  # fmt: skip
-        key = fingerprint(model, {**job, "recipe": recipe.to_dict()}, task)
+        first = {} if initial is None else {"initial": fingerprint(initial, {})}
+        key = fingerprint(model, {**job, **first, "recipe": recipe.to_dict()}, task)
         keep = TemporaryFolder() if out is None else None
         folder = keep.path / "artifact" if keep else Path(str(out))
         place = folder.parent / f".{folder.name}.work"
@@ -116,6 +120,7 @@ def compress(
                 "versions": measure.environment()["versions"],
             },
             extra_files=_tokenizer_files(source),
+            initial=initial,
         )
         attach(run)
         try:

@@ -45,6 +45,7 @@ class Run:
     architecture: artifact.Architecture | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
     extra_files: tuple[Path, ...] = ()
+    initial: nn.Module | None = None
     budget_bytes: int | None = None
     last_checkpoint: str = ""
     sites: list[Site] = field(default_factory=list)
@@ -132,6 +133,7 @@ def run_one_step(run: Run, index: int, name: str) -> dict[str, Any]:
         job = RecoverJob(
             model=run.model,
             original=run.original,
+            initial=run.initial,
             task=run.task,
             seed=run.seed + index,
             device=run.device,

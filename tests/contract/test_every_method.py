@@ -43,7 +43,10 @@ AFTER = {
 SETTINGS: dict[str, dict[str, Any]] = {
     "eora": {"rank": 3},  # 32 is above the smaller side of every layer here
     "recover": {"steps": 3},  # a time box is not the same number of steps on every machine
+    "sap": {"rewind": None, "iterations": 1, "epochs": 1},  # no initial weights are at hand
 }
+# Methods whose sizes only the work itself tells, so that a plan holds their upper bound.
+UNFORESEEN = {"sap"}  # how many weights go is read off what was trained
 # Warnings that a method declares: they tell of the network or the data, not of a fault.
 WARNINGS = {
     "eora": r"calibration inputs span \d+ of \d+ directions",  # fewer examples than directions
@@ -187,7 +190,8 @@ def test_run(method: str, network: str, dtype: str, tmp_path: Path) -> None:
     for site in plan.sites:
         if site.name in forms:
             assert forms[site.name].signature == site.form.signature
-            assert forms[site.name].nbytes == site.predicted_bytes
+            size, foreseen = forms[site.name].nbytes, site.predicted_bytes
+            assert size <= foreseen if method in UNFORESEEN else size == foreseen
 
     size = stat_bytes(tmp_path / "a")
     assert size == result.report.compressed.bytes == result.report.steps[-1].bytes_after
@@ -271,7 +275,7 @@ def test_only_the_scope_is_touched(method: str) -> None:
 def test_meets_a_budget_where_it_has_levels(method: str, tmp_path: Path) -> None:
     step = registry.get(method).cls()
     if isinstance(step, ModelStep) or not step.levels():
-        assert method in {"recover"}, "a method without levels is declared here"
+        assert method in {"recover", "sap"}, "a method without levels is declared here"
         return
     model, task = small()
     recipe = recipe_of(method)

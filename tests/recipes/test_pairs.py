@@ -20,7 +20,11 @@ from laconic.task import Task, TensorSplit
 from laconic.weights.base import Step, Where
 
 METHODS = [entry.name for entry in registry.entries()]
-SETTINGS: dict[str, dict[str, Any]] = {"eora": {"rank": 2}, "recover": {"steps": 2}}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "eora": {"rank": 2},
+    "recover": {"steps": 2},
+    "sap": {"rewind": None, "iterations": 1, "epochs": 1},  # no initial weights are at hand
+}
 
 # Words of the reasons for which pairs are refused.
 ALONE = "nothing to compensate"
@@ -33,7 +37,7 @@ PLAIN = "it takes a dense weight, or a sparse one"
 
 ROUNDING = ("hqq", "kmeans", "nf4", "round-to-nearest")  # take whatever is dense
 QUANTIZED = ("gptq", "outlier-split", *ROUNDING)  # leave nothing dense
-PRUNED = ("magnitude", "sparsegpt", "wanda")
+PRUNED = ("magnitude", "sap", "sparsegpt", "wanda")
 # What may not follow what, on a model that is dense before: {(first, second): reason}.
 REFUSED = {
     **{("eora", second): ALONE for second in METHODS},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -39,6 +40,7 @@ EXAMPLES = (
     "laconic compress net:build --weights net.safetensors --recipe deep-compression "
     "--data digits --budget 20x --out small",
     "laconic compress ./my-model --recipe w4 --coding smallest --out smaller",
+    "laconic compress net:build --weights net.safetensors --recipe sap --data digits --out few",
     "laconic compress ./my-model --recipe 2:4-w4 --dry-run",
 )
 
@@ -58,6 +60,12 @@ EXAMPLES = (
     help="Entropy coding: fast to load, or smallest of all; the recipe's own by default.",
 )
 @weights_option
+@click.option(
+    "--initial",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Weights from before training, for recipes that rewind; else those that a seeded "
+    "package.module:factory builds.",
+)
 @data_options
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write.")
 @click.option("--force", is_flag=True, help="Replace what stands at --out.")
@@ -73,6 +81,7 @@ def command(
     budget: str | None,
     coding: Literal["fast", "smallest"] | None,
     weights: Path | None,
+    initial: Path | None,
     data: str | None,
     data_options: dict[str, Any],
     out: Path | None,
@@ -94,17 +103,21 @@ def command(
     if not dry_run and out is None:
         raise click.UsageError("--out FOLDER is needed (or --dry-run).")
     from laconic.files import refuse_existing
-    from laconic.modelspec import hub_folder
+    from laconic.modelspec import hub_folder, initial_model
 
     prepare(seed, threads, device)
     steps = _recipe(recipe, coding)
     if out is not None and not dry_run:
-        require_apart(out, model, weights, recipe)
+        require_apart(out, model, weights, initial, recipe)
         if not resume:
             refuse_existing(out, force=force)
     loaded, task, _ = load(model, weights, data, data_options, seed)
+    rewinds = any(step.needs_initial for step in steps.steps)
+    if initial is not None and not rewinds:
+        raise click.UsageError(f"--initial {initial}: no step of {steps.name!r} rewinds to it.")
+    first = initial_model(model, initial) if rewinds else None
     if out is None or dry_run:
-        _show_plan(loaded, steps, task, budget, as_json=as_json)
+        _show_plan(loaded, steps, task, budget, as_json=as_json, initial=first is not None)
         return
     from laconic.pipeline import compress
     from laconic.progress import progress_on
@@ -123,6 +136,7 @@ def command(
         latency=latency,
         baselines=baselines,
         source=hub_folder(model),
+        initial=first,
         progress=progress_on(),
     )
     _show_result(result, out, as_json=as_json)
@@ -154,13 +168,19 @@ def _show_result(result: Result, out: Path, *, as_json: bool) -> None:
 
 
 def _show_plan(
-    model: nn.Module, recipe: Recipe, task: Task | None, budget: str | None, *, as_json: bool
+    model: nn.Module,
+    recipe: Recipe,
+    task: Task | None,
+    budget: str | None,
+    *,
+    as_json: bool,
+    initial: bool,
 ) -> None:
     from laconic.plan import make_plan
 
     plan = make_plan(model, recipe)
     limit = _budget_bytes(model, plan, budget)
-    lacking = _lacking(recipe, task)
+    lacking = _lacking(recipe, task, initial)
     if as_json:
         show_json(
             {
@@ -195,14 +215,16 @@ def _budget_bytes(model: nn.Module, plan: Plan, budget: str | None) -> int | Non
     )
 
 
-def _lacking(recipe: Recipe, task: Task | None) -> list[str]:
+def _lacking(recipe: Recipe, task: Task | None, initial: bool) -> list[str]:
     """Return what the steps still need before they can run."""
     lines = []
     for number, step in enumerate(recipe.steps, 1):
-        try:
-            step.check_data(task)
-        except RecipeError as error:
-            lines.append(f"step {number}: {error}")
+        checks = (partial(step.check_data, task), partial(step.check_initial, initial))
+        for check in checks:
+            try:
+                check()
+            except RecipeError as error:
+                lines.append(f"step {number}: {error}")
     return lines
 
 

@@ -227,6 +227,25 @@ class Step(ABC):
                 "--data NAME, or a Task with train or calibration."
             )
 
+    @property
+    def needs_initial(self) -> bool:
+        """Whether the step goes back to the weights from before the model was trained."""
+        return False
+
+    def check_initial(self, given: bool) -> None:
+        """Check before any work that there are the initial weights that the step needs.
+
+        Raises:
+            RecipeError: There are none.
+        """
+        if self.needs_initial and not given:
+            raise RecipeError(
+                f"{self.method_name} goes back to the weights from before training, and none are "
+                "given. Give compress(initial=the untrained model); on the command line a seeded "
+                "package.module:factory, or --initial FILE. Or set rewind to none, which goes on "
+                "from the trained weights."
+            )
+
     def refuse(self, form: Form, reason: str) -> RecipeError:
         """Return the error for a form that the step cannot work on."""
         return RecipeError(f"{self.method_name} cannot follow {form.signature}: {reason}")

@@ -18,6 +18,7 @@ class RecoverJob:
 
     Attributes:
         model: The compressed model; its parameters are changed in place.
+        initial: The model as it was before training; None where nobody gave it.
         original: The model before compression, to learn from; may be None.
         task: Data and loss; without a train split recovery is data-free.
         seed: Source of order and randomness.
@@ -29,6 +30,7 @@ class RecoverJob:
 
     model: nn.Module
     original: nn.Module | None = None
+    initial: nn.Module | None = None
     task: Task | None = None
     seed: int = 0
     device: str | torch.device = "cpu"
