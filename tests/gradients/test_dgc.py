@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from laconic.errors import LaconicWarning
 from laconic.gradients import DGC, DGCSGD, LoopbackGroup, Warmup
 from laconic.gradients.select import select_top
 
@@ -74,7 +75,7 @@ def test_one_step_by_hand() -> None:
     for rank in range(2):
         assert torch.equal(out[rank]["a.weight"].view(-1), expected)
         assert out[rank]["b.bias"].tolist() == [1.5, 0, 0, 0, 0]
-    kept = states[0].memory("a.weight", "accumulator")
+    kept = states[0].memory("a.weight", "residual")
     moving = states[0].memory("a.weight", "momentum")
     assert kept is not None
     assert moving is not None
@@ -147,7 +148,7 @@ def test_conservation_without_momentum(values: str) -> None:
     given, got = drive(group, states, 25)
     for name in ("a.weight", "b.weight"):
         sent = sum(step[0][name] for step in got) * 3
-        waiting = sum(state.memory(name, "accumulator") for state in states)
+        waiting = sum(state.memory(name, "residual") for state in states)
         gradients = sum(rank[name] for step in given for rank in step)
         torch.testing.assert_close(sent + waiting, gradients, rtol=0, atol=1e-12)
         assert states[0].memory(name, "momentum") is None
@@ -164,7 +165,7 @@ def test_conservation_with_momentum_and_no_masking() -> None:
                 u = M * u + step[rank][name]
                 pushed += u
         sent = sum(step[0][name] for step in got) * 2
-        waiting = sum(state.memory(name, "accumulator") for state in states)
+        waiting = sum(state.memory(name, "residual") for state in states)
         torch.testing.assert_close(sent + waiting, pushed, rtol=0, atol=1e-11)
 
 
@@ -243,7 +244,7 @@ def test_every_tensor_has_its_own_share() -> None:
 
 
 def memories(state: DGC) -> dict[str, Tensor]:
-    slots = ("momentum", "accumulator", "dense_momentum")
+    slots = ("momentum", "residual", "dense_momentum")
     found = {(n, s): state.memory(n, s) for n in state.named for s in slots}
     return {f"{n}/{s}": t.clone() for (n, s), t in found.items() if t is not None}
 
@@ -260,13 +261,13 @@ def test_a_tensor_that_no_rank_used_keeps_its_memory() -> None:
     del some[0]["b.weight"]  # used on rank 1 alone: rank 0 goes on with a gradient of zero
     out = group.exchange(states, some)
     after = [memories(state) for state in states]
-    for name in ("a.weight/momentum", "a.weight/accumulator", "a.bias/dense_momentum"):
+    for name in ("a.weight/momentum", "a.weight/residual", "a.bias/dense_momentum"):
         assert all(torch.equal(x[name], y[name]) for x, y in zip(before, after, strict=True))
     assert not out[0]["a.weight"].any()
     u = before[0]["b.weight/momentum"] * M
-    v = before[0]["b.weight/accumulator"] + u
+    v = before[0]["b.weight/residual"] + u
     v.view(-1)[select_top(v.view(-1), 3)] = 0
-    assert torch.equal(after[0]["b.weight/accumulator"], v)
+    assert torch.equal(after[0]["b.weight/residual"], v)
 
 
 @pytest.mark.parametrize("bad", [math.inf, math.nan])
@@ -366,7 +367,7 @@ def test_clipping(scope: str, clip_dense: bool) -> None:
             factor = min(1.0, 0.5 * 4**-0.5 / (norm + 1e-6))
             assert factor < 1
             for name in (n for n in names if n.endswith("weight")):
-                kept = state.memory(name, "accumulator")
+                kept = state.memory(name, "residual")
                 waits = kept != 0
                 torch.testing.assert_close(kept[waits], (local[name] * factor)[waits])
                 assert int((~waits).sum()) == 3
@@ -380,5 +381,50 @@ def test_small_norms_are_left_alone() -> None:
     group, states = ranks(1, momentum=0.0, clip_norm=1e6)
     given, got = drive(group, states, 1)
     name = "a.weight"
-    kept = states[0].memory(name, "accumulator")
+    kept = states[0].memory(name, "residual")
     assert torch.equal(kept + got[0][0][name], given[0][0][name])
+
+
+def test_a_checkpoint_goes_on_bit_for_bit() -> None:
+    warmup = Warmup(densities=[1.0, 0.3, 0.1], steps_per_epoch=4)
+    group, states = ranks(2, warmup=warmup, values="bfloat16")
+    drive(group, states, 10)
+    saved = [state.state_dict() for state in states]
+    _, unbroken = drive(group, states, 6, seed=4)
+    other, fresh = ranks(2, warmup=warmup, values="bfloat16")
+    for state, one in zip(fresh, saved, strict=True):
+        assert state.load_state_dict(one).complete
+        assert (state.step, state.epoch) == (10, 2)
+    _, resumed = drive(other, fresh, 6, seed=4)
+    for before, after in zip(unbroken, resumed, strict=True):
+        assert all(torch.equal(before[1][name], after[1][name]) for name in before[1])
+
+
+@pytest.mark.parametrize("now", [1, 3])
+def test_other_world_size_keeps_the_update_that_is_still_to_come(now: int) -> None:
+    group, states = ranks(2, torch.float64, masking=False)
+    drive(group, states, 10)
+    saved = [state.state_dict() for state in states]
+    other, fresh = ranks(now, torch.float64, masking=False)
+    for state in fresh:
+        with pytest.warns(LaconicWarning, match=f"2 ranks became {now}"):
+            state.load_state_dict(saved)
+    for name in ("a.weight", "b.weight"):
+        for slot in ("momentum", "residual"):
+            before = sum(state.memory(name, slot) for state in states) / 2
+            held = [state.memory(name, slot) for state in fresh]
+            after = sum(value for value in held if value is not None) / now
+            torch.testing.assert_close(after, before, rtol=0, atol=1e-14)
+    for bias in ("a.bias", "b.bias"):
+        for state in fresh:
+            expected = states[0].memory(bias, "dense_momentum")
+            assert torch.equal(state.memory(bias, "dense_momentum"), expected)
+    given, got = drive(other, fresh, 20)  # and it does come: sent + waiting = all that was pushed
+    name = "a.weight"
+    u = [sum(state.memory(name, "momentum") for state in states) / 2]
+    waiting = sum(state.memory(name, "residual") for state in states) / 2
+    for step in given:
+        u.append(M * u[-1] + sum(rank[name] for rank in step) / now)
+    sent = sum(step[0][name] for step in got)
+    left = sum(state.memory(name, "residual") for state in fresh) / now
+    torch.testing.assert_close(sent + left, waiting + sum(u[1:]), rtol=0, atol=1e-12)

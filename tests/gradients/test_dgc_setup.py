@@ -54,7 +54,7 @@ def test_bytes(values: str, indices: str) -> None:
     assert report["step_bytes"] == state.payload_bytes("0.weight") + dense
     assert report["dense_bytes"] == 4 * 6144 + dense
     assert report["density"] == 62 / 6144
-    assert report["per_tensor"]["1.bias"] == 8
+    assert report["tensors"]["1.bias"]["bytes"] == 8
 
 
 def test_what_the_wire_carries_is_what_is_counted() -> None:
@@ -89,7 +89,7 @@ def test_float16_values_saturate_and_the_rest_waits() -> None:
     grads["0.weight"][1, 2] = 1e5
     out = state.transport.loopback.exchange([state], [grads])[0]  # type: ignore[attr-defined]
     assert float(out["0.weight"][1, 2]) == 65504
-    kept = state.memory("0.weight", "accumulator")
+    kept = state.memory("0.weight", "residual")
     assert kept is not None
     assert float(kept[1, 2]) == 1e5 - 65504
 
@@ -113,7 +113,7 @@ def test_candidates_and_their_errors() -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"density": 0.0}, r"density=0\.0 must be above 0"),
+        ({"density": 0.0}, "DGC: density=0 must be above 0"),
         ({"density": 1.5}, r"density=1\.5"),
         ({"momentum": 1.0}, r"momentum=1\.0"),
         ({"values": "float8"}, "float8"),

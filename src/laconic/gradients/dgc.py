@@ -6,7 +6,6 @@ exchange; the largest accumulated entries are sent, the others wait.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import InitVar, dataclass, field
 from typing import Any, ClassVar, Literal
@@ -17,29 +16,20 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from laconic.errors import ConfigError
-from laconic.gradients.base import GatherState, Keep, Value
+from laconic.gradients.base import Keep
 from laconic.gradients.hierarchy import NodeTransport
-from laconic.gradients.indices import (
-    IndexChoice,
-    IndexCode,
-    decode_indices,
-    encode_indices,
-    index_bytes,
-    index_code,
-)
 from laconic.gradients.optimizer import check_optimizer
 from laconic.gradients.select import select_top
 from laconic.gradients.staging import Staging
-from laconic.gradients.tables import topk_errors
+from laconic.gradients.topk import TopK
 from laconic.gradients.warmup import Warmup
-from laconic.gradients.wire import as_bytes, as_values
+from laconic.registry import method
 from laconic.settings import setting
 
-_GRID = range(-3, 4)  # candidates: the density times these powers of two
 
-
+@method("dgc", family="sparsify", source="Lin, Han, Mao, Wang and Dally 2018", wing="gradients")
 @dataclass(kw_only=True, eq=False, repr=False)
-class DGC(GatherState):
+class DGC(TopK):
     """Send the largest entries of locally accumulated momentum.
 
     One step for one tensor of n entries, on each of N ranks (g: local mean gradient; u, v: what
@@ -71,10 +61,7 @@ class DGC(GatherState):
             holds all buckets back until the last gradient is there.
         clip_dense: Clip the dense tensors too.
         min_numel: Tensors below it stay dense; None is 2 / density.
-        values: What values are sent as. Half precision puts the rounding error back into v.
-            float32 stands for float64 where the parameter has it.
-        indices: How indices are written; "auto" is the smallest for each tensor.
-        sample_ratio: Share of a tensor that the selection's first threshold is read from.
+        values, indices, sample_ratio: As in ``TopK``; what half precision rounds away stays in v.
         intra_group: Ranks of this machine: their gradients are averaged dense, and only one
             leader a machine takes part in the sparse exchange. Every machine has equally many.
 
@@ -101,16 +88,11 @@ class DGC(GatherState):
     clip_scope: Literal["tensor", "bucket", "model"] = setting("tensor", help="Norm of what.")
     clip_dense: bool = setting(False, help="Clip dense tensors too.")
     min_numel: int | None = setting(None, help="Smaller tensors stay dense.", low=0)
-    values: Literal["float32", "bfloat16", "float16"] = setting("float32", help="Sent values.")
-    indices: IndexChoice = setting("auto", help="How indices are written.")
-    sample_ratio: float = setting(0.01, help="Share read for the threshold.", low=1e-6, high=1)
     intra_group: dist.ProcessGroup | None = None
 
-    method_name: ClassVar[str] = "dgc"
-    tuned: ClassVar[str | None] = "density"
     slots: ClassVar[Mapping[str, Keep]] = {
-        "momentum": "sum",
-        "accumulator": "sum",
+        "momentum": "sum",  # u
+        "residual": "sum",  # v
         "dense_momentum": "same",
     }
 
@@ -120,6 +102,7 @@ class DGC(GatherState):
             self.transport = NodeTransport.of(
                 self.group, self.intra_group, timeout_s=self.timeout_s
             )
+        self.epoch = 0
         super().__post_init__(model)
         if getattr(model, "_comm_hooks", None):
             raise ConfigError(
@@ -127,18 +110,7 @@ class DGC(GatherState):
                 "Wrap the model in DDP anew, or leave the other hook out."
             )
         check_optimizer(optimizer, momentum=self.momentum, nesterov=self.nesterov, owner="DGC")
-        self.epoch = 0
-        self._always_dense = self.dense_names
-        self._begin_epoch(self.warmup.epoch_of(0) or 0)
         self.exchange = self.staging = Staging(self)
-
-    def check(self) -> None:
-        """Refuse a density of 0 beside the declared bounds."""
-        super().check()
-        if self.density == 0:
-            raise ConfigError(
-                "DGC: density=0.0 must be above 0 and up to 1; nothing would be sent."
-            )
 
     def default_dense(self, name: str, parameter: Tensor) -> bool:
         """Return whether a tensor has fewer than two axes or fewer than ``min_numel`` entries."""
@@ -146,10 +118,15 @@ class DGC(GatherState):
         return parameter.dim() < 2 or parameter.numel() < least
 
     def fits(self, name: str) -> bool:
-        """Return whether the message is no larger than the gradient."""
+        """Return whether the message after warm-up is no larger than the gradient."""
         return self.payload_bytes_at(name, self.density) <= self.dense_bytes(name)
 
     # epochs
+
+    @property
+    def warming(self) -> bool:
+        """Whether everything is dense in this step, as ``start_step`` or the schedule has it."""
+        return super().warming or self.warmup.is_dense(self.epoch)
 
     def step_epoch(self, epoch: int) -> None:
         """Say which epoch the next step belongs to, counted from 0; on every rank.
@@ -159,23 +136,14 @@ class DGC(GatherState):
         """
         if epoch < 0:
             raise ConfigError(f"DGC: epoch={epoch} must be 0 or more.")
-        self._begin_epoch(epoch)
-
-    def _begin_epoch(self, epoch: int) -> None:
         self.epoch = epoch
-        dense = frozenset(self.named) if self.warmup.is_dense(epoch) else self._always_dense
-        self.dense_names = dense
         self.version += 1
-
-    def stays_dense(self, name: str) -> bool:
-        """Return whether a tensor is dense in every epoch."""
-        return name in self._always_dense
 
     def begin_step(self) -> None:
         """Go on to the next epoch where the schedule counts steps."""
         epoch = self.warmup.epoch_of(self.step)
         if epoch is not None and epoch != self.epoch:
-            self._begin_epoch(epoch)
+            self.step_epoch(epoch)
         super().begin_step()
 
     def end_step(self, *, committed: bool) -> None:
@@ -183,45 +151,27 @@ class DGC(GatherState):
         self.staging.finish_dense(committed=committed)
         super().end_step(committed=committed)
 
-    # sizes
+    def extra_state(self) -> dict[str, Any]:
+        """Return the epoch."""
+        return {"epoch": self.epoch}
+
+    def load_extra_state(self, extra: Mapping[str, Any]) -> None:
+        """Take over the epoch."""
+        self.step_epoch(int(extra["epoch"]))
 
     def density_of(self, name: str) -> float:
         """Return the share of a tensor's entries that is sent in this epoch."""
         return self.warmup.density(self.epoch, self.parameter(name))
 
-    def kept(self, name: str, value: Value) -> int:
-        """Return K at a density: at least one entry, at most all."""
-        size = self.named[name].numel()
-        # 1e-9: a density such as 0.07 is not to round 7.000000000000001 entries up to 8
-        return min(size, max(1, math.ceil(value * size * (1 - 1e-9))))
-
-    def payload_bytes_at(self, name: str, value: Value) -> int:
-        """Return the bytes of K values and their indices; none where all are sent."""
-        values, _ = self._sizes(name, self.kept(name, value))
-        return values + self._index_size(name, self.kept(name, value))
-
     def payload_bytes(self, name: str) -> int:
         """Return the bytes in this epoch."""
         return self.payload_bytes_at(name, self.density_of(name))
-
-    def value_dtype(self, name: str) -> torch.dtype:
-        """Return what the values of a tensor are sent as."""
-        half = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-        return half.get(self.values, self.work_dtype(name))
-
-    def _sizes(self, name: str, count: int) -> tuple[int, IndexCode]:
-        size = self.named[name].numel()
-        return count * self.value_dtype(name).itemsize, index_code(size, count, self.indices)
-
-    def _index_size(self, name: str, count: int) -> int:
-        size = self.named[name].numel()
-        return 0 if count == size else index_bytes(size, count, self._sizes(name, count)[1])
 
     # one tensor
 
     def accumulated(self, name: str, grad: Tensor) -> tuple[Tensor, Tensor]:
         """Return u and v as new tensors after this gradient, before anything is sent."""
-        momentum, before = self.memory(name, "momentum"), self.memory(name, "accumulator")
+        momentum, before = self.memory(name, "momentum"), self.memory(name, "residual")
         factor = self.staging.clip_factor(name, grad)
         grad = grad if factor == 1 else grad * factor
         if momentum is None:
@@ -240,64 +190,23 @@ class DGC(GatherState):
     def encode(self, name: str, grad: Tensor, out: Tensor) -> None:
         """Write the K largest entries of v, then where they are."""
         buffer, total = self.accumulated(name, grad)
-        flat, count = total.view(-1), self.kept(name, self.density_of(name))
-        split, code = self._sizes(name, count)
-        chosen = select_top(flat, count, sample_ratio=self.sample_ratio)
-        values = flat[chosen]
-        sent = _rounded(values, self.value_dtype(name))
-        out[:split].copy_(as_bytes(sent))
-        if count < flat.numel():
-            out[split:].copy_(encode_indices(chosen, flat.numel(), code))
-        flat[chosen] = values - sent.to(values.dtype)
+        entries = self.entries(name, self.density_of(name))
+        chosen = select_top(total.view(-1), entries.count, sample_ratio=self.sample_ratio)
+        entries.write_(total.view(-1), chosen, out)
+        self.draft(name, residual=total)
         if self.masking:
             buffer.view(-1)[chosen] = 0
-        self.draft(name, accumulator=total)
         if self.momentum:
             self.draft(name, momentum=buffer)
 
     def accumulate(self, name: str, payload: Tensor, out: Tensor) -> None:
         """Add one rank's entries at their places."""
-        flat, count = out.view(-1), self.kept(name, self.density_of(name))
-        split, code = self._sizes(name, count)
-        values = as_values(payload[:split], self.value_dtype(name)).to(out.dtype)
-        if count == flat.numel():
-            flat.add_(values)
-        else:
-            chosen = decode_indices(payload[split:], flat.numel(), count, code)
-            flat.index_add_(0, chosen, values)
-
-    # the setting that may differ from tensor to tensor
-
-    def candidates(self, name: str) -> tuple[float, ...]:
-        """Return the density and up to eight times less and more, cheapest first."""
-        return tuple(self.density * 2.0**power for power in _GRID if self.density * 2**power <= 1)
-
-    def error_at(self, name: str, grad: Tensor, value: Value) -> float:
-        """Return the norm of what stays in v; ``grad`` is v before anything is sent."""
-        return topk_errors(grad, [self.kept(name, value)])[0]
+        self.entries(name, self.density_of(name)).add_(payload, out.view(-1))
 
     def report(self) -> dict[str, Any]:
-        """Return bytes and densities: of a step now, and handed over so far."""
+        """Return the figures of every state, and ``epoch`` and ``density``, that of this epoch."""
         coded = [name for name in self.named if name not in self.dense_names]
-        dense = sum(self.dense_bytes(name) for name in self.named)
-        payload = {name: self.payload_bytes(name) for name in coded}
-        rest = sum(self.dense_bytes(name) for name in self.dense_names)
         numel = sum(self.named[name].numel() for name in coded)
         kept = sum(self.kept(name, self.density_of(name)) for name in coded)
-        return {
-            "step": self.step,
-            "epoch": self.epoch,
-            "density": kept / numel if numel else 1.0,
-            "step_bytes": sum(payload.values()) + rest,
-            "dense_bytes": dense,
-            "per_tensor": {name: payload.get(name, self.dense_bytes(name)) for name in self.named},
-            "traffic": self.transport.traffic.as_dict(),
-        }
-
-
-def _rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the values in a type of fewer bits, the largest finite one instead of infinity."""
-    if dtype == values.dtype:
-        return values
-    limit = torch.finfo(dtype).max
-    return values.clamp(-limit, limit).to(dtype)
+        density = 1.0 if self.warming or not numel else kept / numel
+        return super().report() | {"epoch": self.epoch, "density": density}

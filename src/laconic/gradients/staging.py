@@ -104,12 +104,12 @@ class Staging(Exchange):
         scale = self._loss_scale()
         for bucket in buckets:
             for name, view in self._views(bucket).items():
-                if name in state.dense_names and view.is_floating_point() and bool(view.any()):
+                if self._is_dense(name) and view.is_floating_point() and bool(view.any()):
                     self._apply_momentum(name, view, scale)
 
     def _apply_momentum(self, name: str, view: Tensor, scale: float) -> None:
         state = self._dgc
-        slot = "dense_momentum" if state.stays_dense(name) else "momentum"
+        slot = "dense_momentum" if name in state.dense_names else "momentum"
         mean = view.to(state.work_dtype(name)) / scale
         before = state.memory(name, slot)
         if state.nesterov:
@@ -135,13 +135,16 @@ class Staging(Exchange):
         whole = sum(norm**2 for norm in norms.values()) ** 0.5 / scale
         for name, view in views.items():
             self._factors[name] = self._factor(norms[name] / scale if alone else whole)
-            if state.clip_dense and name in state.dense_names:
+            if state.clip_dense and self._is_dense(name):
                 view.mul_(self._factors[name])
 
     def _factor(self, norm: float) -> float:
         limit = (self._dgc.clip_norm or 0.0) * self._dgc.transport.size**-0.5
         # Not finite: the step will be dropped everywhere, and must arrive as it is to be seen.
         return min(1.0, limit / (norm + _EPSILON)) if norm < float("inf") else 1.0
+
+    def _is_dense(self, name: str) -> bool:
+        return self._dgc.warming or name in self._dgc.dense_names
 
     def _loss_scale(self) -> float:
         scaler = self._dgc.scaler

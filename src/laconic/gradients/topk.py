@@ -68,13 +68,15 @@ class TopK(GatherState):
         """Refuse a density of 0."""
         super().check()
         if self.density == 0:
-            raise ConfigError("TopK: density=0 must be above 0; nothing would ever be sent.")
+            raise ConfigError(
+                f"{type(self).__name__}: density=0 must be above 0; nothing would ever be sent."
+            )
 
     def check_parameter(self, name: str, value: Value) -> None:
         """Refuse a density of 0 for one tensor."""
         super().check_parameter(name, value)
         if value == 0:
-            raise ConfigError(f"TopK: {name}: density=0 must be above 0.")
+            raise ConfigError(f"{type(self).__name__}: {name}: density=0 must be above 0.")
 
     def kept(self, name: str, value: Value) -> int:
         """Return K at a density: at least one entry."""
