@@ -29,11 +29,15 @@ class Use:
         name: Path of the parameter.
         x: What it was multiplied with, (..., cols).
         rows: Width of the output.
+        axis: Axis of the parameter that meets the input: -1, or -2 where it is kept transposed.
+        bias: Path of the parameter that was added in the same call, if any.
     """
 
     name: str
     x: Tensor
     rows: int
+    axis: int
+    bias: str | None
 
 
 @dataclass
@@ -71,9 +75,7 @@ class Region:
     call: Callable[[nn.Module], Any]
 
     def __post_init__(self) -> None:
-        self.parameters = {
-            self._full(name): p for name, p in self.module.named_parameters() if p.dim() >= 2
-        }
+        self.parameters = {self._full(name): p for name, p in self.module.named_parameters()}
         self.norms = {
             self._full(name): norm for name, norm in walk_modules(self.module) if _is_norm(norm)
         }
@@ -87,6 +89,7 @@ class Region:
         before: Scales | None = None,
         after: Scales | None = None,
         norms: Scales | None = None,
+        first: Mapping[str, float] | None = None,
     ) -> Seen:
         """Run the region, with some values scaled along their last axis.
 
@@ -94,9 +97,10 @@ class Region:
             before: Scales of what parameters are multiplied with, by parameter.
             after: Scales of what comes out of products, by parameter.
             norms: Scales of what norms give, by module path.
+            first: Factors of the first row that comes out of the first product, by parameter.
         """
         seen = Seen()
-        watch = _Products(self.parameters, seen, before or {}, after or {})
+        watch = _Products(self.parameters, seen, before or {}, after or {}, dict(first or {}))
         with ExitStack() as stack:
             stack.enter_context(quiet(self.module))
             for path, module in self.norms.items():
@@ -210,11 +214,20 @@ class _Products(TorchFunctionMode):
     """Notes, and scales, products whose weight lies in the memory of a parameter."""
 
     def __init__(
-        self, parameters: Mapping[str, Tensor], seen: Seen, before: Scales, after: Scales
+        self,
+        parameters: Mapping[str, Tensor],
+        seen: Seen,
+        before: Scales,
+        after: Scales,
+        first: dict[str, float],
     ) -> None:
         super().__init__()
-        self.names = {p.untyped_storage().data_ptr(): name for name, p in parameters.items()}
-        self.seen, self.before, self.after = seen, before, after
+        self.parameters = parameters
+        self.places: dict[int, list[tuple[int, int, str]]] = {}
+        for name, p in parameters.items():
+            place = (p.storage_offset(), p.storage_offset() + p.numel(), name)
+            self.places.setdefault(p.untyped_storage().data_ptr(), []).append(place)
+        self.seen, self.before, self.after, self.first = seen, before, after, first
 
     def __torch_function__(
         self,
@@ -227,14 +240,32 @@ class _Products(TorchFunctionMode):
         place = _input_place(func)
         if place is None or len(args) <= place + 1 or not isinstance(args[place + 1], Tensor):
             return func(*args, **given)
-        name = self.names.get(args[place + 1].untyped_storage().data_ptr())
-        x = args[place]
-        if name is None or not isinstance(x, Tensor):
+        weight, x = args[place + 1], args[place]
+        name = self._name(weight)
+        if name is None or not isinstance(x, Tensor) or self.parameters[name].dim() < 2:
             return func(*args, **given)
         if name in self.before:
             args = (*args[:place], x * self.before[name], *args[place + 1 :])
         out = func(*args, **given)
-        self.seen.uses.append(Use(name, x, int(out.shape[-1])))
+        # A product takes (in, out), "linear" takes (out, in); either may be a transposed view.
+        kept = weight.stride(-1) == self.parameters[name].stride(-1)
+        axis = -1 if kept == (getattr(func, "__name__", "") == "linear") else -2
+        added = args[0] if place else given.get("bias", args[2] if len(args) > 2 else None)
+        bias = self._name(added) if isinstance(added, Tensor) else None
+        self.seen.uses.append(Use(name, x, int(out.shape[-1]), axis, bias))
+        return self._scaled(name, out)
+
+    def _name(self, tensor: Tensor) -> str | None:
+        """Return the parameter in whose memory a tensor begins."""
+        places = self.places.get(tensor.untyped_storage().data_ptr(), ())
+        at = tensor.storage_offset()
+        return next((name for start, stop, name in places if start <= at < stop), None)
+
+    def _scaled(self, name: str, out: Tensor) -> Tensor:
+        if name in self.first:
+            scale = torch.ones_like(out).reshape(-1, out.shape[-1])
+            scale[0] = self.first.pop(name)
+            return out * scale.reshape(out.shape)
         return out * self.after[name] if name in self.after else out
 
 

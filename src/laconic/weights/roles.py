@@ -11,7 +11,7 @@ of two, so that floating point gives the very same output where a relation holds
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -20,12 +20,19 @@ from torch import Tensor, nn
 from laconic.errors import ConfigError
 from laconic.task import Task
 from laconic.weights._flow import Data, device_of
+from laconic.weights._proportion import (
+    constant_ratio,
+    flat,
+    gain_offset,
+    matched,
+    row_set,
+    row_sets,
+)
 from laconic.weights._uses import Region, Seen, regions_of
 from laconic.weights.sites import blocks_of, find_sites
 
 PROBE_EXAMPLES = 2
 _EXACT = 1e-6  # change of an output, as a share of its largest value, that is rounding alone
-_CONSTANT = 1e-3  # spread of a ratio over tokens that counts as none
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,7 @@ class Passage:
         columns: (cols,) int64, for each column of the target the index in ``rows`` of what it
             meets.
         parent: Path of the target's module.
+        mixes: What passes is mixed between tokens, as the values of an attention are.
     """
 
     block: int | None
@@ -68,6 +76,7 @@ class Passage:
     target: str
     columns: Tensor
     parent: str
+    mixes: bool
 
     @property
     def repeats(self) -> int:
@@ -90,13 +99,27 @@ class Refusal:
     reason: str
 
 
+@dataclass(frozen=True)
+class Shape:
+    """How a layer's parameter lies.
+
+    Attributes:
+        axis: Axis that meets the input: -1, or -2 where it is kept transposed (GPT-2).
+        bias: Path of the parameter that is added to the output, if any.
+    """
+
+    axis: int
+    bias: str | None
+
+
 @dataclass
 class Roles:
-    """Relations in all blocks of a model, and those that do not hold."""
+    """Relations in all blocks of a model, those that do not hold, and how the layers lie."""
 
     readers: list[Reader] = field(default_factory=list)
     passages: list[Passage] = field(default_factory=list)
     refused: list[Refusal] = field(default_factory=list)
+    shapes: dict[str, Shape] = field(default_factory=dict)
 
 
 def find_roles(model: nn.Module, task: Task) -> Roles:
@@ -136,6 +159,7 @@ class _Search:
         self.draw = torch.Generator().manual_seed(0)
         self.order = list(dict.fromkeys(use.name for use in self.base.uses))
         self.width = {use.name: use.rows for use in self.base.uses}
+        found.shapes |= {use.name: Shape(use.axis, use.bias) for use in self.base.uses}
 
     def run(self) -> None:
         """Add what holds, and what does not, to what was found."""
@@ -154,11 +178,11 @@ class _Search:
     # --- norms ----------------------------------------------------------------------------------
 
     def _readers(self, norm: str) -> tuple[str, ...]:
-        given = _row_set(torch.cat([_flat(out) for out in self.base.norms[norm]]))
+        given = row_set(torch.cat([flat(out) for out in self.base.norms[norm]]))
         return tuple(
             name
             for name in self.order
-            if all(row in given for row in _row_set(self.base.inputs(name)))
+            if all(row in given for row in row_set(self.base.inputs(name)))
         )
 
     def _norm(self, norm: str, layers: tuple[str, ...]) -> None:
@@ -174,7 +198,7 @@ class _Search:
                 "gives, such as a residual sum",
             )
             return
-        offset = _gain_offset(self.region.norms[norm], self.base.norms[norm][0])
+        offset = gain_offset(self.region.norms[norm], self.base.norms[norm][0])
         if offset is None:
             self._refuse(norm, "its output does not grow in proportion with its weight")
             return
@@ -189,11 +213,11 @@ class _Search:
         for source in reversed(before):
             if source not in self.sites:
                 continue
-            for rows in _row_sets(self.width[source], cols):
+            for rows in row_sets(self.width[source], cols):
                 columns = self._columns(source, rows, target)
                 if columns is not None and self._holds(source, rows, target, columns):
-                    parent = target.rpartition(".")[0]
-                    held = Passage(self.block, source, rows, target, columns, parent)
+                    parent, mixes = target.rpartition(".")[0], self._mixes(source, target)
+                    held = Passage(self.block, source, rows, target, columns, parent, mixes)
                     self.found.passages.append(held)
                     return
         self._refuse(
@@ -212,12 +236,18 @@ class _Search:
             moved = seen.inputs(target)
             if moved.shape != held.shape:
                 return None
-            ratio = _constant_ratio(moved, held)
+            ratio = constant_ratio(moved, held)
             if ratio is None:
                 return None
             factors.append(drawn.to(ratio))
             ratios.append(ratio)
-        return _matched(torch.stack(factors), torch.stack(ratios))
+        return matched(torch.stack(factors), torch.stack(ratios))
+
+    def _mixes(self, source: str, target: str) -> bool:
+        """Return whether one row of the source's output reaches several rows of the target."""
+        held = self.base.inputs(target)
+        moved = self.region.run(first={source: 2.0}).inputs(target)
+        return int((moved != held).any(1).sum()) > 1
 
     def _holds(self, source: str, rows: Tensor, target: str, columns: Tensor) -> bool:
         """Return whether scaling rows of the source is undone at the target alone."""
@@ -246,36 +276,6 @@ class _Search:
         return True
 
 
-def _flat(x: Tensor) -> Tensor:
-    return x.reshape(-1, x.shape[-1])
-
-
-def _row_set(x: Tensor) -> set[bytes]:
-    rows = x.detach().float().cpu().contiguous()
-    return {row.numpy().tobytes() for row in rows}
-
-
-def _gain_offset(norm: nn.Module, out: Tensor) -> float | None:
-    """Return a of a norm that gives ``x * (a + weight) + bias``; None where it is no such norm."""
-    weight, bias = norm._parameters["weight"], norm._parameters.get("bias")
-    if weight is None or out.shape[-1] != len(weight):
-        return None
-    x = torch.linspace(-1.0, 2.0, 3 * len(weight), dtype=weight.dtype, device=weight.device)
-    found = []
-    with torch.no_grad():
-        for value in (0.0, 1.0, 3.0):
-            given = {"weight": torch.full_like(weight, value)}
-            y = torch.func.functional_call(norm, given, (x.reshape(3, len(weight)),))
-            found.append(y if bias is None else y - bias)
-    slope = found[1] - found[0]
-    large = slope.abs() > 1e-3 * slope.abs().amax()
-    if not bool(large.any()) or not torch.allclose(found[2] - found[0], 3 * slope, atol=1e-4):
-        return None
-    ratio = float((found[0][large] / slope[large]).median())
-    near = round(ratio)
-    return float(near) if near in (0, 1) and abs(ratio - near) < 1e-3 else None
-
-
 def _parent(layers: Sequence[str]) -> str:
     """Return the path of the smallest module that holds all parameters."""
     paths = [name.split(".")[:-1] for name in layers]
@@ -285,65 +285,6 @@ def _parent(layers: Sequence[str]) -> str:
             break
         shared.append(parts[0])
     return ".".join(shared)
-
-
-def _row_sets(rows: int, cols: int) -> Iterator[Tensor]:
-    """Yield the rows of a layer that may pass to a layer of ``cols`` inputs.
-
-    All of them, each met once or by a group of columns; or, of a layer that is several in one,
-    one part: the last, the first, or one between, in one piece or every second, third row; or
-    the values of a layer that holds queries, fewer keys and as few values.
-    """
-    every = torch.arange(rows)
-    if rows <= cols:
-        if cols % rows == 0:
-            yield every
-        return
-    if rows % cols == 0:
-        parts = rows // cols
-        for part in reversed(range(parts)):
-            yield every[part * cols : (part + 1) * cols]
-        for part in reversed(range(parts)):
-            yield every[part::parts]
-    rest, odd = divmod(rows - cols, 2)
-    if not odd and rest and cols % rest == 0:
-        yield every[-rest:]
-
-
-def _constant_ratio(moved: Tensor, held: Tensor) -> Tensor | None:
-    """Return ``moved / held`` for each column, NaN where it is all zero; None where it varies."""
-    seen = held.abs() > 1e-3 * held.abs().amax().clamp_min(1e-30)
-    ratio = torch.where(seen, moved / torch.where(seen, held, torch.ones_like(held)), torch.nan)
-    low = torch.where(seen, ratio, torch.inf).amin(0)
-    high = torch.where(seen, ratio, -torch.inf).amax(0)
-    dead = ~seen.any(0)
-    if bool((high[~dead] - low[~dead] > _CONSTANT).any()) or bool(dead.all()):
-        return None
-    return torch.where(dead, torch.nan, (low + high) / 2)
-
-
-def _matched(factors: Tensor, ratios: Tensor) -> Tensor | None:
-    """Return the index of the factors that each ratio is; None where one is none of them.
-
-    Columns that were all zero are taken to go on as the others do.
-
-    Shapes:
-        factors (draws, rows), ratios (draws, cols) -> (cols,)
-    """
-    gaps = (ratios.unsqueeze(2) - factors.unsqueeze(1)).abs().amax(0)  # (cols, rows)
-    dead = ratios.isnan().any(0)
-    gaps = torch.where(dead.unsqueeze(1), torch.inf, gaps)
-    near = gaps.amin(1)
-    if bool((near[~dead] > 2 * _CONSTANT).any()):
-        return None
-    columns = gaps.argmin(1).cpu()
-    if bool(dead.any()):
-        straight = torch.arange(len(columns))
-        if len(columns) != factors.shape[1] or bool((columns != straight)[~dead.cpu()].any()):
-            return None
-        columns = straight
-    counts = columns.bincount(minlength=factors.shape[1])
-    return columns if bool((counts == counts[0]).all()) else None
 
 
 def _without_shared(model: nn.Module, found: Roles) -> Roles:
