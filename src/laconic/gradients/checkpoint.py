@@ -124,10 +124,11 @@ def restore(state: CommState, states: Mapping[str, Any] | Sequence[Mapping[str, 
     }
     dropped = sorted(name for name, slots in memory.items() if len(slots) > len(kept[name]))
     _check_shapes(state, kept)
+    # What may refuse comes first: a state that raised is as it was.
+    state.load_extra_state(first["extra"])
+    state.load_parameters(first["parameters"])
     state.replace_memory(kept)
     state.step, state.skipped = int(first["step"]), int(first["skipped"])
-    state.load_parameters(first["parameters"])
-    state.load_extra_state(first["extra"])
     missing = tuple(rank for rank in wanted if rank not in by_rank)
     out = Restored(state.step, before, now, tuple(merged), missing, tuple(dropped))
     if before != now or not out.complete:

@@ -176,15 +176,17 @@ def orthogonal(matrix: Tensor, epsilon: float = 0.0) -> Tensor:
     Args:
         matrix: (rows, rank); overwritten where ``epsilon`` is above 0.
         epsilon: 0: Householder reflections; the result is orthonormal whatever the matrix is.
-            Above 0: Gram-Schmidt, each column divided by its norm + epsilon; columns of zeros
-            stay zeros.
+            Above 0: Gram-Schmidt, each column divided by its norm + epsilon; columns of zeros,
+            and those of which only rounding error is left, become zeros.
     """
     if epsilon == 0:
         basis: Tensor = torch.linalg.qr(matrix).Q
         return basis
+    tolerance = 100 * torch.finfo(matrix.dtype).eps
     for at in range(matrix.shape[1]):
-        column = matrix[:, at : at + 1]
-        column /= torch.linalg.vector_norm(column) + epsilon
-        rest = matrix[:, at + 1 :]
-        rest -= column @ (column.T @ rest)
+        before, column = matrix[:, :at], matrix[:, at : at + 1]
+        least = torch.linalg.vector_norm(column) * tolerance
+        column -= before @ (before.T @ column)
+        length = torch.linalg.vector_norm(column)
+        column *= (length > least) / (length + epsilon)
     return matrix

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 from torch import nn
-from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
 
 from laconic.errors import ConfigError, UnsupportedModelError
@@ -25,7 +26,7 @@ def bare(model: nn.Module, *, owner: str) -> nn.Module:
         model = model.module
     for name, module in model.named_modules():
         where = f"{owner}: {name or 'the model'}"
-        if isinstance(module, FullyShardedDataParallel | FSDPModule):
+        if isinstance(module, _sharded()):
             raise UnsupportedModelError(
                 f"{where} is sharded by FSDP, whose gradients are flat pieces without the "
                 "parameters' shapes. Wrap the model in DistributedDataParallel instead; with "
@@ -61,3 +62,9 @@ def momentum_of(optimizer: torch.optim.Optimizer) -> float | None:
     if any("betas" in group or "alpha" in group for group in optimizer.param_groups):
         return None
     return max((float(value) for value in values if value is not None), default=0.0)
+
+
+def _sharded() -> tuple[type, ...]:
+    """Return the classes of FSDP where it is loaded; importing it takes half a second."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    return () if fsdp is None else (fsdp.FullyShardedDataParallel, fsdp.FSDPModule)

@@ -289,9 +289,10 @@ class CommState(ABC):
 
     def load_parameters(self, values: Mapping[str, Value]) -> None:
         """Replace the tuned settings of single tensors; of tensors that are known."""
-        self._parameters = {name: value for name, value in values.items() if name in self.named}
-        for name, value in self._parameters.items():
+        known = {name: value for name, value in values.items() if name in self.named}
+        for name, value in known.items():
             self.check_parameter(name, value)
+        self._parameters = known
         self.version += 1
 
     def replace_memory(self, memory: Mapping[str, Mapping[str, Tensor]]) -> None:
