@@ -15,30 +15,69 @@ from laconic.forms.layers import install_, installed
 from laconic.runner import Run, frozen
 from laconic.task import Batch, Task, model_inputs
 from laconic.weights.base import SITE_KINDS, LayerStep, Where
+from laconic.weights.depth.remove import compact_, emptied_blocks, same_function
 from laconic.weights.sites import find_sites, unsupported
 
 _PRIMARY = {"classification": "top1", "causal-lm": "perplexity", "regression": "mse"}
 _BASELINE_BITS = (8, 4, 3, 2)
 
 
+def compacted(run: Run, built: Path) -> Path:
+    """Return the artefact without the blocks of which nothing is left; ``built`` if all have parts.
+
+    Where the smaller model is another function, as when layers are scaled by their number, the
+    empty blocks stay and the run notes it.
+    """
+    small = artifact.load(built, model=frozen(run.original, run.device), kernels="exact")
+    if not emptied_blocks(small):
+        return built
+    compact_(small)
+    path = run.work.model_path("compact")
+    artifact.save(
+        small,
+        path,
+        recipe=artifact.read_manifest(built).recipe,
+        provenance=run.provenance,
+        effort=run.recipe.coding,
+        force=True,
+        extra_files=run.extra_files,
+    )
+    masked = artifact.load(built, model=frozen(run.original, run.device), kernels="exact")
+    if same_function(masked, artifact.load(path, kernels="exact")):
+        return path
+    run.notes.append(
+        "depth: blocks of which nothing is left stay in the model as empty ones, for its layers "
+        "depend on their numbers."
+    )
+    return built
+
+
 def build_report(
-    run: Run, built: Path, model: nn.Module, *, budget: str | None, latency: bool, baselines: bool
+    run: Run,
+    built: Path,
+    model: nn.Module,
+    *,
+    budget: str | None,
+    latency: bool,
+    baselines: bool,
+    deployed: Path | None = None,
 ) -> dict[str, Any]:
     """Measure the finished artefact beside the original.
 
     Args:
         run: The run, all steps done.
-        built: Folder of the artefact.
+        built: Folder of the artefact, with the names of the original.
         model: The model as it was loaded from there.
         budget: The budget as it was asked for.
         latency: Measure latency and peak memory too, a process per variant.
         baselines: Measure plain rounding at several bits too.
+        deployed: Folder of the artefact that is published, where blocks were deleted from it.
     """
     task = run.task
     original_bytes = measure.dense_bytes(run.original)
-    files = measure.model_bytes(built)
+    files = measure.model_bytes(deployed or built)
     size = sum(files.values())
-    running = measure_running(run, built) if latency else {}
+    running = measure_running(run, deployed or built) if latency else {}
     original = {
         "bytes": original_bytes,
         "metrics": _quality(run.original, run),

@@ -16,7 +16,7 @@ from laconic.checkpoints import WorkFolder, fingerprint, is_finished
 from laconic.dial import meet_budget
 from laconic.errors import BudgetError, ConfigError, LaconicError
 from laconic.files import refuse_existing
-from laconic.outcome import build_report, example_of
+from laconic.outcome import build_report, compacted, example_of
 from laconic.plan import make_plan
 from laconic.progress import NullProgress, Progress
 from laconic.recipe import Recipe
@@ -85,14 +85,14 @@ def compress(
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
     recipe.check()
     parsed = parse_budget(budget) if budget else None
-    with _threads(threads):
+    with thread_count(threads):
         make_plan(model, recipe)
         for step in recipe.steps:
             step.check_data(task)
             step.check_initial(initial is not None)
         job = {
             "budget": budget, "seed": seed, "device": device,
-            "threads": torch.get_num_threads(), "task": _describe(task),
+            "threads": torch.get_num_threads(), "task": describe_task(task),
         }  # fmt: skip
         first = {} if initial is None else {"initial": fingerprint(initial, {})}
         key = fingerprint(model, {**job, **first, "recipe": recipe.to_dict()}, task)
@@ -102,7 +102,7 @@ def compress(
         if resume and is_finished(folder, key, force=force):
             if place.exists():  # killed between the last two moves
                 WorkFolder(place, key, resume=True, force=force).remove()
-            return Result.open(folder, frozen(model, device), device=device)
+            return Result.open(folder, holder(folder, model, device), device=device)
         refuse_existing(folder, force=force)
         work = WorkFolder(place, key, resume=resume, force=force)
         run = Run(
@@ -119,7 +119,7 @@ def compress(
                 **{name: value for name, value in job.items() if name != "budget"},
                 "versions": measure.environment()["versions"],
             },
-            extra_files=_tokenizer_files(source),
+            extra_files=tokenizer_files(source),
             initial=initial,
         )
         attach(run)
@@ -131,12 +131,16 @@ def compress(
             raise
         built = work.model_path(run.last_checkpoint)
         loaded = artifact.load(built, model=frozen(model, device), device=device)
+        deployed = compacted(run, built)
         report = build_report(
-            run, built, loaded, budget=budget, latency=latency, baselines=baselines
-        )
+            run, built, loaded, budget=budget, latency=latency, baselines=baselines,
+            deployed=deployed,
+        )  # fmt: skip
         report["commands"] = [f"laconic {verb} {folder.name}" for verb in ("verify", "inspect")]
         report["provenance"] = {**run.provenance, "budget": budget, "job": key}
-        result = Result.publish(built, folder, report, model=loaded, force=force, keep=keep)
+        if deployed != built:
+            loaded = artifact.load(deployed, device=device)
+        result = Result.publish(deployed, folder, report, model=loaded, force=force, keep=keep)
         work.remove()
         return result
 
@@ -152,13 +156,21 @@ def _run_all(run: Run, budget: Budget | None) -> None:
     meet_budget(run, run.budget_bytes)
 
 
-def _tokenizer_files(source: Path | None) -> tuple[Path, ...]:
+def holder(folder: Path, model: nn.Module, device: str) -> nn.Module | None:
+    """Return a copy of the model to load an artefact into; None where it is built by itself."""
+    told = artifact.read_manifest(folder).architecture
+    return None if told.kind == "huggingface" else frozen(model, device)
+
+
+def tokenizer_files(source: Path | None) -> tuple[Path, ...]:
+    """Return the files of a Hugging Face folder that belong to its tokenizer."""
     if source is None:
         return ()
     return tuple(path for name in _TOKENIZER if (path := source / name).is_file())
 
 
-def _describe(task: Task | None) -> dict[str, Any] | None:
+def describe_task(task: Task | None) -> dict[str, Any] | None:
+    """Return what tells a task apart, as plain values."""
     if task is None:
         return None
     sizes = {
@@ -170,7 +182,8 @@ def _describe(task: Task | None) -> dict[str, Any] | None:
 
 
 @contextmanager
-def _threads(count: int | None) -> Iterator[None]:
+def thread_count(count: int | None) -> Iterator[None]:
+    """Set the CPU threads of torch for the time of a block; None leaves them."""
     held = torch.get_num_threads()
     if count is not None:
         if count < 1:

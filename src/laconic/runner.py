@@ -49,6 +49,7 @@ class Run:
     budget_bytes: int | None = None
     last_checkpoint: str = ""
     sites: list[Site] = field(default_factory=list)
+    every_site: list[Site] = field(default_factory=list)
     steps: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -191,7 +192,7 @@ def save_state(run: Run, name: str) -> int:
     saved = artifact.save(
         run.model,
         run.work.model_path(name),
-        architecture=run.architecture,
+        architecture=run.architecture and run.architecture.without_removed(run.model),
         # Each record names its coder, so the recipe's coding says nothing more, and takes bytes.
         recipe={key: value for key, value in run.recipe.to_dict().items() if key != "coding"},
         provenance=run.provenance,
@@ -220,9 +221,14 @@ def reset(run: Run) -> None:
 
 
 def attach(run: Run) -> None:
-    """Let every site stand for what the model at work holds; it never shares the original's."""
+    """Let every site stand for what the model at work holds; it never shares the original's.
+
+    Sites of parts that were removed from blocks are not among the run's sites.
+    """
     forms = {path: held.form for path, held in installed(run.model).items()}
-    run.sites = run.sites or find_sites(run.original)
+    run.every_site = run.every_site or find_sites(run.original)
+    present = {name for name, _ in run.model.named_parameters(remove_duplicate=False)}
+    run.sites = [s for s in run.every_site if s.name in forms or s.name in present]
     for site in run.sites:
         held = forms.get(site.name)
         if held is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -50,6 +50,13 @@ class Architecture:
     def reason(self) -> str | None:
         """Why the model needs its own code to load; None where it does not."""
         return self.record.reason if isinstance(self.record, FactoryRecord) else None
+
+    def without_removed(self, model: nn.Module) -> Architecture:
+        """Return the architecture as it is once the parts that the model lacks are removed."""
+        removed = removed_in(model)
+        if not isinstance(self.record, HuggingFaceRecord) or removed == self.record.removed:
+            return self
+        return replace(self, record=self.record.model_copy(update={"removed": removed}))
 
     @classmethod
     def of(cls, model: nn.Module, example_inputs: Inputs | None = None) -> Architecture:

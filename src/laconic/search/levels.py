@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import yaml
 
+from laconic.budget import sparsity_step
 from laconic.errors import ConfigError, LaconicError, RecipeError, nearest
 from laconic.recipe import Recipe
 from laconic.search.drop import Drop
@@ -193,8 +194,10 @@ def _shares(data: bool) -> LevelSet:
 def _sparsity(sites: Sequence[Site], share: float, data: bool) -> LevelSet:
     if not 0 < share <= _SPARSE_MOST:
         raise ConfigError(f"levels: sparsity={share} must lie between 0 and {_SPARSE_MOST}.")
-    step = sparsity_step(sites, share)
-    steps = range(_REACH, -_REACH - 1, -1)  # from the fewest weights kept to the most
+    # The paper takes the square of the width for the size: here the median weight.
+    middle = int(np.median([site.form.rows * site.form.cols for site in sites]))
+    step = sparsity_step(middle, share, reach=_REACH)
+    steps = range(-_REACH, _REACH + 1)  # more is sparser
     names = tuple(f"{number:+d}" for number in steps)
 
     def of(site: Site) -> list[Level | None]:
@@ -205,16 +208,6 @@ def _sparsity(sites: Sequence[Site], share: float, data: bool) -> LevelSet:
         ]
 
     return LevelSet("sparsity", names, ("sparsity",) * len(names), of)
-
-
-def sparsity_step(sites: Sequence[Site], share: float) -> int:
-    """Return the number of weights between two sparsity levels, the same for every site.
-
-    Source: Sieberling et al. 2024 (EvoPress), the published defaults, with the median size of a
-    site for the square of the width.
-    """
-    middle = float(np.median([site.form.rows * site.form.cols for site in sites]))
-    return max(1, int(0.5 * min(share, 1 - share) / _REACH * middle))
 
 
 def base_zeros(size: int, share: float) -> int:
