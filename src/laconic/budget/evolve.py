@@ -32,7 +32,7 @@ def evolve(
     max_switches: int = 3,
     reach: int = 1,
     start: Start = "auto",
-    initial: Stage = (64, 2048),
+    initial: Stage | None = None,
     seed: int = 0,
     checkpoint: Path | None = None,
     progress: Progress | None = None,
@@ -58,7 +58,8 @@ def evolve(
         start: ``"uniform"``: one level everywhere; ``"random"``: the best of ``initial``;
             ``"auto"``: uniform where it meets the budget exactly, else random; or assignments
             of which the fittest is taken.
-        initial: How many random states are drawn, and the tokens that starts are judged on.
+        initial: How many random states are drawn, and the tokens that starts are judged on; 64,
+            as in the paper, on as many as the first stage where None.
         seed: Seed of everything random.
         checkpoint: File that is written after each generation, and continued from where it is.
         progress: Where progress is shown.
@@ -73,6 +74,7 @@ def evolve(
         distinct mutations exist, fewer are taken; the search ends where there are none.
     """
     stages = check_counts("evolve", sampler, stages, generations, offspring)
+    initial = initial or (64, stages[0][1])
     if max_switches < 1 or reach < 1 or initial[0] < 1:
         raise ConfigError(
             f"evolve: max_switches={max_switches}, reach={reach} and initial={tuple(initial)} "
@@ -80,8 +82,7 @@ def evolve(
         )
     moves = Moves(table, budget, max_switches, reach)
     begin = _starts(moves, start, initial[0])
-    if not isinstance(start, str) or start != "uniform":
-        sampler.check(initial[1], "evolve: initial")
+    sampler.check(initial[1], "evolve: initial")
     told = start if isinstance(start, str) else [list(given.choice) for given in start]
     loop = Loop(
         "evolve", table, fitness, sampler, stages, generations,

@@ -123,11 +123,11 @@ def uniform_assignments(table: LevelTable, budget: Budget) -> list[Assignment]:
     shared = set.intersection(*(set(ladder) for ladder in moves.ladders))
     found = [table.assignment([level] * len(table.sites)) for level in sorted(shared)]
     kept = [given for given in found if moves.keeps(given.choice)]
-    kept.sort(key=lambda given: (-given.cost, given.error))
     if not table.has_errors:
-        return [given for given in kept if given.cost == kept[0].cost]
+        most = max((given.cost for given in kept), default=0)
+        return [given for given in kept if given.cost == most]
     front: list[Assignment] = []
-    for given in reversed(kept):  # rising cost
+    for given in sorted(kept, key=lambda given: (given.cost, given.error)):
         if not front or given.error < front[-1].error:
             front.append(given)
     return front[::-1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -20,6 +21,7 @@ from laconic.errors import BackendError, ConfigError
 from laconic.extras import require
 
 Factory = Callable[..., Fitness]
+_LOCAL: dict[str, Any] = {"include_dashboard": False}
 _HELD: list[Fitness] = []  # in a worker process: what its factory built
 
 
@@ -116,9 +118,9 @@ def _ray(
     ray = require("ray", "cluster", purpose=f"a search on the cluster {address!r}")
     started = not ray.is_initialized()
     if started:
-        local = {"num_cpus": workers, "include_dashboard": False} if address == "local" else {}
+        local = _LOCAL | {"num_cpus": workers, "runtime_env": _same_path()}
         try:
-            ray.init(address=address, log_to_driver=False, **local)
+            ray.init(address=address, log_to_driver=False, **(local if address == "local" else {}))
         except (ConnectionError, OSError, RuntimeError, ValueError) as error:
             raise BackendError(
                 f"no Ray cluster at {address!r} ({error}). Start one with 'ray start --head', or "
@@ -129,6 +131,11 @@ def _ray(
     finally:
         if started:
             ray.shutdown()
+
+
+def _same_path() -> dict[str, dict[str, str]]:
+    """Return a runtime environment in which workers find the modules that this process finds."""
+    return {"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}}
 
 
 class _Judge:
