@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from laconic.artifact import save as save
     from laconic.artifact.inspect import inspect as inspect
     from laconic.artifact.verify import verify as verify
+    from laconic.context.cache import kv_cache as kv_cache
     from laconic.pipeline import compress as compress
     from laconic.plan import make_plan as make_plan
     from laconic.recipe import Recipe as Recipe
@@ -31,6 +32,7 @@ _HOMES = {
     "compress": "laconic.pipeline",
     "export_dense": "laconic.artifact",
     "inspect": "laconic.artifact",
+    "kv_cache": "laconic.context",
     "load": "laconic.artifact",
     "make_plan": "laconic.plan",
     "save": "laconic.artifact",
@@ -45,6 +47,7 @@ __all__ = [
     "compress",
     "export_dense",
     "inspect",
+    "kv_cache",
     "load",
     "make_plan",
     "save",
