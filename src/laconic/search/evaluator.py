@@ -15,9 +15,9 @@ from laconic.budget import Assignment, Minibatch
 from laconic.search.documents import Documents
 from laconic.search.judge import Judge, make_judge
 from laconic.search.streams import Streams, bytes_of
-from laconic.search.units import Unit, detached, first_blocks
+from laconic.search.units import Unit, detached, first_blocks, sharing_copy
 from laconic.task import Batch, Task
-from laconic.weights._flow import quiet
+from laconic.weights._flow import device_of, quiet
 
 Choice = tuple[int, ...]
 _LIMIT_BYTES = 2**30
@@ -80,7 +80,8 @@ class ModelEvaluator:
 
     def __init__(self, job: EvaluatorJob) -> None:
         self.job, self.judge = job, make_judge(job.fitness, job.task, top_k=job.top_k)
-        self.original = deepcopy(job.model).to(job.device).eval().requires_grad_(False)
+        at_home = device_of(job.model) == torch.device(job.device)
+        self.original = sharing_copy(job.model) if at_home else deepcopy(job.model).to(job.device)
         self.model = deepcopy(self.original)
         self.units = detached(job.units)
         self.places = first_blocks(self.model, self.units)

@@ -45,6 +45,7 @@ class LevelSet:
         of: Gives the levels of a site in that order; None for those it does not have.
         calibration: Index of the level whose outputs later blocks are calibrated on; None for
             those of the dense model.
+        step: Weights between two sparsity levels; 0 for other kinds.
     """
 
     kind: str
@@ -52,6 +53,7 @@ class LevelSet:
     families: tuple[str, ...]
     of: Callable[[Site], Sequence[Level | None]]
     calibration: int | None = None
+    step: int = 0
 
     def family(self, name: str) -> list[str]:
         """Return the names of the levels of a family."""
@@ -67,8 +69,16 @@ class _Draft:
     metric: Literal["gram", "identity"] | None = None  # of a thin correction after the steps
 
 
+_AS_IT_IS = _Draft("as it is", "dense", ())
+
+
 def level_set(
-    levels: str, *, data: bool, sites: Sequence[Site] = (), sparsity: float | None = None
+    levels: str,
+    *,
+    data: bool,
+    sites: Sequence[Site] = (),
+    sparsity: float | None = None,
+    dense: bool = False,
 ) -> LevelSet:
     """Return the levels of a kind, or of a YAML file.
 
@@ -82,12 +92,13 @@ def level_set(
         data: There is calibration data; without it rounding and magnitude stand in.
         sites: Sites of the search, for the step between sparsities.
         sparsity: Middle of the sparsity levels; without it they are shares from 30 to 95 %.
+        dense: Bits and mixed levels also leave a site as it is, for costs other than bytes.
 
     Raises:
         ConfigError: Neither a kind nor a file, or a level that cannot be.
     """
     if levels == "bits":
-        drafts = [_bits(bits, data) for bits in BITS]
+        drafts = [*(_bits(bits, data) for bits in BITS), *([_AS_IT_IS] if dense else [])]
         return _set("bits", drafts, f"{_CALIBRATED_AT} bits" if data else None)
     if levels == "sparsity":
         return _sparsity(sites, sparsity, data) if sparsity is not None else _shares(data)
@@ -96,9 +107,10 @@ def level_set(
             _Draft(f"keep {keep:.0%}", "rank", (Svd(keep=keep),))
             for keep in (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
         ]
-        return _set("rank", [*drafts, _Draft("as it is", "rank", ())])
+        return _set("rank", [*drafts, _AS_IT_IS])
     if levels == "mixed":
-        return _set("mixed", mixed(data), f"{_CALIBRATED_AT} bits" if data else None)
+        drafts = [*mixed(data), *([_AS_IT_IS] if dense else [])]
+        return _set("mixed", drafts, f"{_CALIBRATED_AT} bits" if data else None)
     if Path(levels).suffix in (".yaml", ".yml"):
         return read_levels(Path(levels))
     raise ConfigError(
@@ -111,7 +123,9 @@ def _set(kind: str, drafts: Sequence[_Draft], calibrated: str | None = None) -> 
     place = names.index(calibrated) if calibrated is not None else None
 
     def of(site: Site) -> list[Level | None]:
-        return [_at(draft, site) for draft in drafts]
+        found = [_at(draft, site) for draft in drafts]
+        works = any(level is not None and level.steps for level in found)
+        return found if works else [None] * len(found)
 
     return LevelSet(kind, names, tuple(draft.family for draft in drafts), of, place)
 
@@ -188,7 +202,7 @@ def _shares(data: bool) -> LevelSet:
         _Draft(f"{share:.0%} zeros", "sparsity", (_pruned(data, sparsity=share),))
         for share in (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4, 0.3)
     ]
-    return _set("sparsity", [*drafts, _Draft("as it is", "sparsity", ())])
+    return _set("sparsity", [*drafts, _AS_IT_IS])
 
 
 def _sparsity(sites: Sequence[Site], share: float, data: bool) -> LevelSet:
@@ -207,7 +221,7 @@ def _sparsity(sites: Sequence[Site], share: float, data: bool) -> LevelSet:
             for name, number in zip(names, steps, strict=True)
         ]
 
-    return LevelSet("sparsity", names, ("sparsity",) * len(names), of)
+    return LevelSet("sparsity", names, ("sparsity",) * len(names), of, step=step)
 
 
 def base_zeros(size: int, share: float) -> int:
@@ -222,7 +236,7 @@ def _exactly(name: str, zeros: int, site: Site, data: bool) -> Level | None:
     the count, and magnitude takes the few that are left.
     """
     size = site.form.rows * site.form.cols
-    if zeros < 0 or zeros > _SPARSE_MOST * size:
+    if zeros < 0 or zeros > _SPARSE_MOST * size or site.kind == "embedding":
         return None
     if zeros == 0:
         return Level(name, ())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -130,3 +131,14 @@ def first_blocks(model: nn.Module, units: Sequence[Unit]) -> list[int]:
 def detached(units: Sequence[Unit]) -> list[Unit]:
     """Return units of their own for a copy of the model; databases are shared."""
     return [PartUnit(unit.part) if isinstance(unit, PartUnit) else unit for unit in units]
+
+
+def sharing_copy(model: nn.Module) -> nn.Module:
+    """Return a model of the same modules, copied, that holds the very same tensors, in eval mode.
+
+    To put other parameters or modules into it leaves the model alone; to write into its tensors
+    does not.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    copy: nn.Module = deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    return copy.eval()
