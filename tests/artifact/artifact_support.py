@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from laconic.forms import Codebook, Dense, Form, LowRank, Quantized, Sparse, Sum, install_
 from laconic.forms.hashed import Hashed
+from laconic.forms.permuted import Permuted
 from laconic.forms.rotated import Rotated
 from laconic.forms.tensortrain import TensorTrain
 
@@ -72,6 +73,7 @@ def every_form(shape: tuple[int, int] = (16, 16), *, seed: int = 0) -> dict[str,
         "rotated": Rotated(
             quantized(weight), side="in", rotation={"kind": "hadamard", "seed": 5}, **common()
         ),
+        "permuted": Permuted(quantized(weight), torch.randperm(cols), **common()),
         "tensor-train": TensorTrain(
             Dense(normal(1, 4, 4, 2)), Dense(normal(2, 4, 4, 1)),
             row_modes=(4, 4), col_modes=(4, 4), **common(),

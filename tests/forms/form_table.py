@@ -9,6 +9,7 @@ from torch import Tensor
 
 from laconic.forms import Codebook, Dense, Form, LowRank, Quantized, Sparse, Sum
 from laconic.forms.hashed import Hashed
+from laconic.forms.permuted import Permuted
 from laconic.forms.rotated import Rotated
 from laconic.forms.tensortrain import TensorTrain
 
@@ -161,6 +162,13 @@ def rotated(dtype: torch.dtype) -> Rotated:
     )
 
 
+def permuted(shape: tuple[int, ...], dtype: torch.dtype) -> Permuted:
+    cols = int(torch.Size(shape[1:]).numel())
+    return Permuted(
+        quantized(shape, dtype, group=2), torch.randperm(cols), shape=shape, dtype=dtype
+    )
+
+
 TABLE: dict[str, Make] = {
     "dense": lambda d: dense((5, 7), d),
     "dense-conv": lambda d: dense((4, 3, 2, 2), d),
@@ -196,4 +204,7 @@ TABLE: dict[str, Make] = {
     "tensor-train-cp": outer_products,
     "hashed": hashed,
     "rotated": rotated,
+    "permuted": lambda d: permuted((5, 8), d),
+    "permuted-wide": lambda d: permuted((2, 300), d),
+    "permuted-conv": lambda d: permuted((4, 2, 3, 3), d),
 }

@@ -301,7 +301,7 @@ def test_printing_needs_no_values(name: str) -> None:
 
 def test_every_kind_is_in_the_table() -> None:
     made = {form.kind for make in TABLE.values() for _, form in make(torch.float32).walk()}
-    kinds = "dense quantized codebook sparse low-rank tensor-train hashed rotated sum"
+    kinds = "dense quantized codebook sparse low-rank tensor-train hashed permuted rotated sum"
     assert made == set(kinds.split()) == set(Form._kinds)
 
 

@@ -22,7 +22,7 @@ from laconic.artifact.limits import (
 )
 from laconic.artifact.manifest import FormRecord, Manifest, PartRecord
 from laconic.errors import ArtifactError
-from laconic.forms import hashed, rotated, tensortrain  # noqa: F401  makes their names known
+from laconic.forms import hashed, permuted, rotated, tensortrain  # noqa: F401  makes their names known
 from laconic.forms.base import Form, form_class
 
 

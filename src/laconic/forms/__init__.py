@@ -27,7 +27,12 @@ from laconic.forms.quantized import Quantized
 from laconic.forms.sparse import Sparse
 from laconic.forms.sum import Sum
 
-_LATER = {"Hashed": "hashed", "Rotated": "rotated", "TensorTrain": "tensortrain"}
+_LATER = {
+    "Hashed": "hashed",
+    "Permuted": "permuted",
+    "Rotated": "rotated",
+    "TensorTrain": "tensortrain",
+}
 
 __all__ = [
     "Codebook",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from laconic.forms.base import Form
+from laconic.forms.permuted import Permuted
 from laconic.forms.quantized import Quantized
 from laconic.forms.rotated import Rotated
 from laconic.forms.sparse import Sparse
@@ -78,6 +79,9 @@ def int8_run(form: Form, kernel: str) -> Run | str:
     if isinstance(form, Sparse) and form.pattern == "column":
         run = int8_run(form.values, kernel)
         return run if isinstance(run, str) else _picked(run, form.kept_index())
+    if isinstance(form, Permuted):
+        run = int8_run(form.form, kernel)
+        return run if isinstance(run, str) else _picked(run, form.order)
     return f"{form.signature} does not hold integers with scales"
 
 

@@ -252,3 +252,60 @@ def test_the_site_is_not_changed(make_site, generator, layer):
     assert torch.equal(site.form.dense(), weight)
     assert torch.equal(site.original, weight)
     assert torch.equal(site.statistics.gram, gram)
+
+
+def test_dynamic_order_is_left_to_right_on_sorted_columns(make_site, generator, layer):
+    """Oracle: sort the problem by hand, solve it in order, put the columns back."""
+    weight, x = layer
+    x = x * torch.logspace(1, -1, 64)[torch.randperm(64)]
+    found = Gptq(bits=3, group_size=16, order="dynamic").fit(make_site(weight, x=x), generator)
+    assert found.signature == "permuted(quantized)"
+    order = x.square().mean(0).argsort(descending=True)
+    assert torch.equal(found.order, order)
+    plain = Gptq(bits=3, group_size=16, order="none")
+    sorted_form = plain.fit(make_site(weight[:, order], x=x[:, order]), generator)
+    expected = torch.empty_like(weight)
+    expected[:, order] = sorted_form.dense().detach()
+    # The Gram matrix of sorted columns is summed in another order, which may tip a tie.
+    assert float((found.dense().detach() - expected).abs().gt(1e-5).float().mean()) < 0.005
+    torch.testing.assert_close(found.matmul(x), x @ found.dense().T, rtol=1e-4, atol=1e-4)
+
+
+def test_orders_of_columns_by_their_error(make_site, generator, layer):
+    """Large inputs first is better than as they come, with groups that move or stay."""
+    weight, x = layer
+    x = x * torch.logspace(-1, 1, 64)
+    site = make_site(weight, x=x)
+    error = {
+        order: output_error(
+            Gptq(bits=3, group_size=16, order=order).fit(site, generator), weight, x
+        )
+        for order in ("none", "static", "dynamic")
+    }
+    assert error["static"] <= error["none"]
+    assert error["dynamic"] <= error["none"]
+
+
+def test_dynamic_order_is_stored_only_where_there_are_groups(make_site, generator, layer):
+    weight, x = layer
+    site = make_site(weight, x=x)
+    whole = Gptq(bits=3, group_size="channel", order="dynamic")
+    static = Gptq(bits=3, group_size="channel")
+    assert torch.equal(whole.fit(site, generator).codes(), static.fit(site, generator).codes())
+    for step in (whole, Gptq(bits=3, group_size=16, order="dynamic")):
+        form, sketch = step.fit(site, generator), step.sketch(Dense(weight.to("meta")), site="w")
+        assert (form.signature, form.nbytes) == (sketch.signature, sketch.nbytes)
+    pruned = torch.rand(48, 64) < 0.5
+    sparse = Sparse(pruned, Dense(weight[pruned].unsqueeze(0)), shape=(48, 64), dtype=torch.float32)
+    with pytest.raises(RecipeError, match="order='dynamic' moves columns"):
+        Gptq(order="dynamic").sketch(sparse, site="w")
+
+
+def test_parts_of_a_convolution_share_one_dynamic_order(generator):
+    weight = torch.randn(8, 4, 3, 3)
+    grams = torch.stack([torch.diag(torch.rand(36) + 0.1) for _ in range(2)])
+    site = Site("w", "conv", Dense(weight), weight, groups=2, statistics=Statistics(9, gram=grams))
+    form = Gptq(bits=4, group_size=6, order="dynamic").fit(site, generator)
+    both = grams.sum(0).diagonal().argsort(descending=True)
+    assert torch.equal(form.order, both)
+    assert float((form.dense().detach() - weight).norm() / weight.norm()) < 0.15

@@ -12,6 +12,7 @@ from torch import Tensor
 from laconic.errors import LaconicWarning
 from laconic.forms.base import Form
 from laconic.forms.dense import Dense
+from laconic.forms.permuted import Permuted
 from laconic.forms.sparse import Sparse
 from laconic.registry import method
 from laconic.settings import setting
@@ -39,7 +40,9 @@ class Gptq(UniformStep):
         activations: How inputs are rounded at each call, as for round-to-nearest.
         order: ``"static"`` fits scales beforehand and visits columns from the largest input on,
             so that groups stay where they are; ``"none"`` goes from left to right and fits each
-            group's scale when it is reached, from weights that carry earlier errors.
+            group's scale when it is reached, from weights that carry earlier errors;
+            ``"dynamic"`` does so from the largest input on: groups are of columns that follow
+            each other in that order, which is kept in the form and costs a gather a product.
         damping: Share of the mean diagonal added to the Gram matrix; 0.01 in the paper. Raised
             tenfold, up to 1, where the matrix cannot be factored.
         block: Columns after which the error is carried on; changes speed, not the result.
@@ -62,7 +65,9 @@ class Gptq(UniformStep):
     default_types: ClassVar[tuple[SiteKind, ...]] = ("linear", "conv")
     supported_types: ClassVar[tuple[SiteKind, ...]] = ("linear", "conv", "experts")
 
-    order: Literal["static", "none"] = setting("static", help="Order in which columns go.")
+    order: Literal["static", "none", "dynamic"] = setting(
+        "static", help="Order in which columns go."
+    )
     damping: float = setting(0.01, help="Share of the mean diagonal added.", low=0.0, high=1.0)
     block: int = setting(128, help="Columns after which the error is carried on.", low=1)
     true_sequential: bool = setting(False, help="Layers of a block go one after another.")
@@ -87,7 +92,23 @@ class Gptq(UniformStep):
         inner = form.values if isinstance(form, Sparse) else form
         if not isinstance(inner, Dense):
             raise self.refuse(form, "it takes a dense weight, or a sparse one with dense values.")
+        if inner is not form and self.order == "dynamic":
+            raise self.refuse(
+                form, "order='dynamic' moves columns, zeros stay; set it to 'static'."
+            )
         self.check_activations(form)
+
+    def sketch(self, form: Form, *, site: str) -> Form:
+        """Return the form with its values quantized, on the meta device."""
+        sketch = super().sketch(form, site=site)
+        if not self.moves(form.cols, site=site):
+            return sketch
+        order = torch.empty(form.cols, dtype=torch.int32, device="meta")
+        return Permuted(sketch, order, shape=form.shape, dtype=form.dtype)
+
+    def moves(self, cols: int, *, site: str) -> bool:
+        """Return whether columns of a row lie in another order; not where they are one group."""
+        return self.order == "dynamic" and self.resolve_group(cols, site=site) < cols
 
     def fit(self, site: Site, generator: torch.Generator) -> Form:
         """Return the site's form with its values rounded."""
@@ -95,6 +116,10 @@ class Gptq(UniformStep):
         matrix = finite_matrix(site)
         gram = site.need("gram")
         grams = gram if gram.dim() == 3 else gram.unsqueeze(0)
+        moved = None
+        if self.moves(matrix.shape[1], site=site.name):  # one order for all parts
+            moved = grams.diagonal(dim1=1, dim2=2).sum(0).argsort(descending=True, stable=True)
+            matrix, grams = matrix[:, moved], grams[:, moved][:, :, moved]
         levels = self._levels(site, matrix)
         blind = 0
         for rows, part in zip(rows_by_group(site), grams, strict=True):
@@ -106,7 +131,10 @@ class Gptq(UniformStep):
                 LaconicWarning,
                 stacklevel=2,
             )
-        return levels.form(self, site.form, self.seen(site))
+        form = levels.form(self, site.form, self.seen(site))
+        if moved is None:
+            return form
+        return Permuted(form, moved, shape=form.shape, dtype=form.dtype)
 
     def _levels(self, site: Site, matrix: Tensor) -> _Levels:
         if isinstance(site.form, Sparse):
@@ -123,11 +151,12 @@ class Gptq(UniformStep):
     def _round(self, levels: _Levels, rows: slice, matrix: Tensor, gram: Tensor, site: str) -> bool:
         """Round some rows that share a Gram matrix; return whether it was all zero."""
         order = torch.arange(matrix.shape[1], device=matrix.device)
-        if self.order == "static":
+        grouped = levels.size < matrix.shape[1]
+        if self.order == "static" or (self.order == "dynamic" and not grouped):
             order = gram.diagonal().argsort(descending=True, stable=True)
         factor = inverse_factor(gram[order][:, order], damping=self.damping, site=site)
         block = self.block
-        moving = self.order == "none" and levels.mask is None and levels.size < matrix.shape[1]
+        moving = self.order != "static" and levels.mask is None and grouped
         if moving:  # a group must lie in one block, where its weights carry all earlier errors
             block = levels.size * max(1, block // levels.size)
         column = _Round(self, levels, rows, order, moving, site)
