@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from laconic.plan import make_plan as make_plan
     from laconic.recipe import Recipe as Recipe
     from laconic.result import Result as Result
+    from laconic.search.run import search as search
     from laconic.task import Task as Task
     from laconic.task import TensorSplit as TensorSplit
 
@@ -36,6 +37,7 @@ _HOMES = {
     "load": "laconic.artifact",
     "make_plan": "laconic.plan",
     "save": "laconic.artifact",
+    "search": "laconic.search",
     "verify": "laconic.artifact",
 }
 
@@ -51,6 +53,7 @@ __all__ = [
     "load",
     "make_plan",
     "save",
+    "search",
     "verify",
 ]
 

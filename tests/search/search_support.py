@@ -53,8 +53,8 @@ def decoder(blocks: int = BLOCKS, seed: int = 0) -> nn.Module:
 def classifier() -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(2)
-        return nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(),
-                             nn.Linear(32, 5)).eval()  # fmt: skip
+        return nn.Sequential(nn.Linear(8, 96), nn.ReLU(), nn.Linear(96, 96), nn.ReLU(),
+                             nn.Linear(96, 5)).eval()  # fmt: skip
 
 
 def class_task() -> Task:

@@ -131,6 +131,8 @@ def command_line(context: click.Context) -> str:
 def _spelt(option: str, value: Any) -> list[str]:
     if value is True:
         return [option]
+    if isinstance(value, tuple):
+        return [word for item in value for word in (option, str(item))]
     if isinstance(value, dict):
         return [word for key, item in value.items() for word in (option, f"{key}={_yaml(item)}")]
     return [option, str(value)]

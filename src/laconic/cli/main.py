@@ -9,6 +9,7 @@ from laconic.cli._group import LazyGroup
 _HERE = "laconic.cli"
 COMMANDS = {
     "compress": (f"{_HERE}.compress", "Compress a model by a recipe, down to a budget."),
+    "search": (f"{_HERE}.search", "Search which level each weight takes, within a budget."),
     "inspect": (f"{_HERE}.inspect", "Show what is in a compressed model, weight by weight."),
     "compare": (f"{_HERE}.compare", "Set several runs beside each other."),
     "measure": (f"{_HERE}.measure", "Measure the quality of a model on held-out data."),

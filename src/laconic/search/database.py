@@ -15,14 +15,15 @@ from laconic.artifact import container
 from laconic.artifact.container import Container
 from laconic.artifact.decode import PartsReader
 from laconic.artifact.encode import PartsWriter
-from laconic.artifact.manifest import FactoryRecord, Manifest
+from laconic.artifact.manifest import FactoryRecord, FileRecord, Manifest
 from laconic.budget import LevelTable
-from laconic.errors import ConfigError, LaconicWarning, LayerError
-from laconic.files import write_atomic
+from laconic.errors import ArtifactError, ConfigError, LaconicWarning, LayerError
+from laconic.files import sha256, write_atomic
 from laconic.forms.base import Form
 from laconic.search.fitting import Fitted, Level
 
 _CACHE_BYTES = 2**31
+_FORMS = "levels.forms"
 
 
 @dataclass(frozen=True)
@@ -154,12 +155,14 @@ class FormDatabase:
         writer = PartsWriter("fast")
         records = {str(number): writer.form(str(number), form) for number, form in forms.items()}
         told = FactoryRecord(kind="factory", factory="laconic.search:database", reason="levels")
-        manifest = Manifest(
-            format=1, files={}, architecture=told, forms=records, bundles=writer.bundles()
-        )
+        bundles = writer.bundles()
         temporary = stem.with_suffix(".part")
         container.write(temporary, writer.payloads)
+        whole = FileRecord(bytes=temporary.stat().st_size, sha256=sha256(temporary))
         temporary.replace(stem.with_suffix(".forms"))
+        manifest = Manifest(
+            format=1, files={_FORMS: whole}, architecture=told, forms=records, bundles=bundles
+        )
         write_atomic(stem.with_suffix(".manifest"), manifest.to_bytes())
         rows = [e and [e.cost, repr(e.error), list(e.said), e.kept] for e in entries]
         told_too = {"site": site, "levels": list(self.levels), "entries": rows}
@@ -196,5 +199,10 @@ def _reopen(levels: tuple[str, ...], folder: Path, cache_bytes: int) -> FormData
 
 def _read(stem: Path, level: str) -> Form:
     manifest = Manifest.from_bytes(stem.with_suffix(".manifest").read_bytes())
+    size = stem.with_suffix(".forms").stat().st_size
+    if size != manifest.files[_FORMS].bytes:
+        raise ArtifactError(
+            f"{stem.name}.forms", f"{size} bytes, not {manifest.files[_FORMS].bytes}"
+        )
     with Container(stem.with_suffix(".forms")) as held:
         return PartsReader(manifest, held).form(level)

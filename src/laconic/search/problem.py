@@ -119,7 +119,7 @@ def pose_sites(
     """
     data = task is not None and bool(len(task.calibration_split() or ()))
     zeros = goal.value if kind == "sparsity" and goal.kind == "share" and cost == "bytes" else None
-    _check_goal(kind, goal, cost)
+    check_goal(kind, goal, cost)
     everything = find_sites(model)
     inside = [
         site for site in everything if where.matches(site.name, site.kind, ("linear", "conv"))
@@ -145,7 +145,8 @@ def pose_sites(
     return _by_costs(problem, _kept_costs(folder, cost, model, sites, database, task), goal)
 
 
-def _check_goal(kind: str, goal: Goal, cost: Cost) -> None:
+def check_goal(kind: str, goal: Goal, cost: Cost) -> None:
+    """Raise ConfigError unless levels, budget and cost go together."""
     if goal.kind == "time" and cost != "latency":
         raise ConfigError(f"search: budget {goal.text!r} is a time; give cost='latency' with it.")
     if goal.kind == "share" and cost == "bytes" and kind != "sparsity":

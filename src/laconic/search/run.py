@@ -26,7 +26,7 @@ from laconic.budget import (
 )
 from laconic.budget.table import Assignment
 from laconic.checkpoints import WorkFolder, fingerprint, is_finished
-from laconic.errors import BudgetError, ConfigError, LaconicError, LaconicWarning
+from laconic.errors import BackendError, ConfigError, LaconicError, LaconicWarning
 from laconic.files import refuse_existing, write_atomic
 from laconic.outcome import example_of
 from laconic.pipeline import describe_task, holder, thread_count, tokenizer_files
@@ -131,15 +131,15 @@ def search(
             return opened(Result.open(folder, holder(folder, model, device), device=device))
         refuse_existing(folder, force=force)
         work = WorkFolder(place, key, resume=resume, force=force)
-        searching = _Search(
-            frozen(model, device), levels, task, work, how,
-            {**job, "job": key}, progress or NullProgress(), tokenizer_files(source),
-        )  # fmt: skip
         try:
+            searching = _Search(
+                frozen(model, device), levels, task, work, how,
+                {**job, "job": key}, progress or NullProgress(), tokenizer_files(source),
+            )  # fmt: skip
             with open_fitness(searching, workers=workers, threads=threads, cluster=cluster) as fit:
                 searching.find(fit)
         except LaconicError as error:
-            if isinstance(error, BudgetError | ConfigError):
+            if not isinstance(error, BackendError):
                 work.remove()  # the same arguments end here again
             raise
         outcome = published(
