@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from laconic.errors import LaconicWarning, LayerError, RecipeError
+from laconic.errors import ConfigError, LaconicWarning, LayerError, RecipeError
 from laconic.forms.dense import Dense
 from laconic.forms.sparse import Sparse
 from laconic.weights.base import Site, Statistics
@@ -150,3 +150,79 @@ def test_the_site_is_not_changed(make_site, generator, layer):
     SparseGpt().fit(site, generator)
     assert torch.equal(site.form.dense(), weight)
     assert torch.equal(site.statistics.gram, gram)
+
+
+def test_joint_by_hand():
+    # As by hand above, and 2.5 on levels of 2/1.5 = 4/3 (two bits) is rounded to 4/3.
+    weight = torch.tensor([[1.0, 2.0]])
+    gram = torch.tensor([[1.0, 0.5], [0.5, 1.0]])
+    site = Site("w", "linear", Dense(weight), weight, statistics=Statistics(1, gram=gram))
+    step = SparseGpt(sparsity=0.5, damping=0.0, bits=2, scale_dtype="float32")
+    form = step.fit(site, torch.Generator())
+    torch.testing.assert_close(form.dense().detach(), torch.tensor([[0.0, 4 / 3]]))
+    assert form.codes().tolist() == [[2, 3]]
+
+
+@pytest.mark.parametrize("options", [{"sparsity": 0.5}, {"pattern": "2:4"}])
+def test_joint_is_rounding_what_stays_where_inputs_are_uncorrelated(make_site, generator, options):
+    weight = torch.randn(16, 40)
+    site = make_site(weight, x=torch.eye(40))
+    pruned = SparseGpt(**options).fit(site, generator)
+    joint = SparseGpt(**options, bits=4, group_size=8).fit(site, generator)
+    plain = RoundToNearest(bits=4, group_size=8).fit(make_site(weight), generator)
+    assert torch.equal(joint.dense(), plain.dense() * pruned.mask)
+
+
+@pytest.mark.parametrize("options", [{"sparsity": 0.5}, {"pattern": "2:4"}, {"pattern": "1:4"}])
+@pytest.mark.parametrize("size", ["auto", "channel", 16])
+def test_joint_sketch_zeros_and_groups(make_site, generator, layer, options, size):
+    weight, x = layer
+    step = SparseGpt(**options, bits=4, group_size=size)
+    form = step.fit(make_site(weight, x=x), generator)
+    sketch = step.sketch(Dense(torch.empty(48, 64, device="meta")), site="w")
+    assert (sketch.signature, sketch.nbytes) == (form.signature, form.nbytes)
+    zeros = (form.dense() == 0).reshape(-1, 4)
+    if "pattern" in options:
+        assert form.signature == "sparse(quantized)"
+        assert torch.equal((~form.mask).reshape(-1, 4).sum(1) , torch.full(
+            (768,), 4 - int(options["pattern"][0])))  # fmt: skip
+    else:
+        assert form.signature == "quantized"
+        assert int(zeros.sum()) >= 48 * 64 // 2
+
+
+@pytest.mark.parametrize("options", [{"sparsity": 0.5}, {"pattern": "2:4"}])
+def test_joint_makes_up_for_both_errors(make_site, generator, layer, options):
+    """One sweep is better than rounding afterwards, and not far from exact values."""
+    weight, x = layer
+    site = make_site(weight, x=x)
+    pruned = SparseGpt(**options).fit(site, generator)
+    joint = SparseGpt(**options, bits=3, group_size=16).fit(site, generator)
+    later = RoundToNearest(bits=3, group_size=8).fit(make_site(weight, form=pruned), generator)
+    error = {f: output_error(f, weight, x) for f in (pruned, joint, later)}
+    assert error[joint] < 0.95 * error[later]
+    assert error[pruned] < error[joint] < 2.5 * error[pruned]
+
+
+def test_joint_keeps_earlier_zeros_and_has_levels_of_bits(make_site, generator, layer):
+    weight, x = layer
+    before = Magnitude(sparsity=0.3).fit(make_site(weight), generator)
+    form = SparseGpt(sparsity=0.6, bits=4).fit(make_site(weight, x=x, form=before), generator)
+    assert not bool(form.dense()[~before.mask].any())
+    assert [step.bits for step in SparseGpt(bits=4).levels()] == [2, 3, 4, 5, 6, 8]
+    with pytest.raises(ConfigError, match="group_size=32 is of no use without bits"):
+        SparseGpt(group_size=32)
+    with pytest.raises(ConfigError, match="group_size=6 must be a multiple of 4"):
+        SparseGpt(pattern="2:4", bits=4, group_size=6)
+
+
+def test_joint_parts_of_a_stack_write_their_own_codes(generator):
+    weight = torch.randn(8, 16)
+    grams = torch.stack([torch.eye(16), torch.eye(16)])
+    site = Site(
+        "w", "experts", Dense(weight), weight, "stacked", groups=2,
+        statistics=Statistics(9, gram=grams),
+    )  # fmt: skip
+    form = SparseGpt(pattern="2:4", bits=8).fit(site, generator)
+    kept = weight * form.mask
+    assert float((form.dense().detach() - kept).abs().max()) < 0.02

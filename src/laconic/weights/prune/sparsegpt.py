@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
-from laconic.errors import LaconicWarning
+from laconic.errors import ConfigError, LaconicWarning
 from laconic.forms.base import Form
+from laconic.forms.quantized import Quantized
 from laconic.forms.sparse import Sparse
 from laconic.registry import method
 from laconic.settings import setting
@@ -18,6 +19,13 @@ from laconic.weights.base import Site, SiteKind, Statistic
 from laconic.weights.checks import finite_matrix, rows_by_group
 from laconic.weights.prune._select import smallest, smallest_in_groups
 from laconic.weights.prune._step import PruneStep, held_values, sparse_form, sparse_sketch
+from laconic.weights.quantize._uniform import (
+    AUTO_MOST,
+    Grid,
+    ScaleType,
+    fit_grid,
+    resolve_group_size,
+)
 from laconic.weights.second_order import inverse_factor, sweep
 
 
@@ -34,17 +42,26 @@ class SparseGpt(PruneStep):
         block: Columns whose weights compete, over all rows; 128 in the paper.
         true_sequential: Layers of a block go in the order in which they run, and each sees what
             the compressed ones before it give; else all of a block see its original layers.
+        bits: Bits of the weights that stay, 2..8, rounded in the same sweep, so that later
+            columns make up for both errors; none leaves them. Without a pattern the result is
+            a quantized weight whose zeros are exact: entropy coding makes them small at rest.
+        group_size: Inputs that share one scale; divides the row and is a multiple of M.
+            ``"auto"`` is the largest up to 128, ``"channel"`` one scale a row. Only with bits.
+        scale_dtype: Type that scales are stored in. Only with bits.
 
     Shapes:
-        weight (rows, cols), gram (cols, cols) -> mask (rows, cols), values
+        weight (rows, cols), gram (cols, cols) -> mask (rows, cols), values; with bits and no
+        pattern: codes (rows, cols), scale (rows, cols / group)
 
     Raises:
-        LayerError: M does not divide a row, fewer zeros are asked for than there are, or values
-            are not finite.
+        ConfigError: ``group_size`` without bits, or no multiple of M.
+        LayerError: M or ``group_size`` does not divide a row, fewer zeros are asked for than there
+            are, or values are not finite.
         RecipeError: The form is neither dense nor sparse with dense values.
 
-    Source: Frantar and Alistarh 2023, algorithm 1 and section 3.3.
-    Differs: exact counts, ties by index; the published code prunes all ties.
+    Source: Frantar and Alistarh 2023, algorithm 1, sections 3.3 and 3.5 (joint quantization).
+    Differs: exact counts, ties by index; the published code prunes all ties. Scales are symmetric
+    and fitted to the weights as they were, by group.
     """
 
     default_types: ClassVar[tuple[SiteKind, ...]] = ("linear", "conv")
@@ -53,6 +70,36 @@ class SparseGpt(PruneStep):
     damping: float = setting(0.01, help="Share of the mean diagonal added.", low=0.0, high=1.0)
     block: int = setting(128, help="Columns whose weights compete.", low=1)
     true_sequential: bool = setting(False, help="Layers of a block go one after another.")
+    bits: int | None = setting(None, help="Bits of the weights that stay.", low=2, high=8)
+    group_size: int | Literal["auto", "channel"] = setting(
+        "auto", help="Inputs that share one scale, where bits are given.", low=1
+    )
+    scale_dtype: ScaleType = setting("float16", help="Type of scales, where bits are given.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.bits is None and self.group_size != "auto":
+            raise ConfigError(
+                f"sparsegpt: group_size={self.group_size!r} is of no use without bits; set bits, "
+                "or leave it out."
+            )
+        if isinstance(self.group_size, int) and self.group_size % self._unit:
+            raise ConfigError(
+                f"sparsegpt: group_size={self.group_size} must be a multiple of {self._unit}, as "
+                f"pattern={self.pattern!r} asks; use {self.group_size // self._unit + 1} times "
+                f"{self._unit}."
+            )
+
+    @property
+    def _unit(self) -> int:
+        """Inputs among which a pattern chooses."""
+        return 1 if self.pattern is None else self.n_m()[1]
+
+    def levels(self) -> tuple[Self, ...]:
+        """Return the step at 2 to 8 bits where bits are given, else at several sparsities."""
+        if self.bits is None:
+            return super().levels()
+        return tuple(replace(self, bits=bits) for bits in (2, 3, 4, 5, 6, 8))
 
     @property
     def needs(self) -> frozenset[Statistic]:
@@ -70,9 +117,11 @@ class SparseGpt(PruneStep):
         return self.true_sequential
 
     def sketch(self, form: Form, *, site: str) -> Form:
-        """Return the sparse form without values."""
+        """Return the form without values: sparse, or quantized where bits are without pattern."""
         self.check_form(form)
         patterned = self.pattern_sketch(form, site=site)
+        if self.bits is not None:
+            return self._joint_sketch(form, patterned, site=site)
         if patterned is not None:
             return patterned
         kept = sum(
@@ -84,6 +133,43 @@ class SparseGpt(PruneStep):
         shape = (form.rows, kept) if form.rows == 1 else (1, kept)
         return sparse_sketch(form, shape, "unstructured")
 
+    def _joint_sketch(self, form: Form, patterned: Form | None, *, site: str) -> Form:
+        n, m = (1, 1) if self.pattern is None else self.n_m()
+        shape = form.shape if patterned is None else (form.rows, form.cols // m * n)
+        values = Quantized.empty(
+            shape,
+            form.dtype,
+            bits=self.bits or 0,
+            group_size=self._group(form.cols, site=site) * n // m,
+            scale_dtype=getattr(torch, self.scale_dtype),
+            symmetric=True,
+        )
+        if patterned is None:
+            return values
+        mask = torch.empty(form.rows, form.cols, dtype=torch.bool, device="meta")
+        return Sparse(mask, values, shape=form.shape, dtype=form.dtype, pattern=self.pattern or "")
+
+    def _group(self, cols: int, *, site: str) -> int:
+        """Return the inputs that share a scale: a multiple of M."""
+        unit, size = self._unit, self.group_size
+        wanted = size // unit if isinstance(size, int) else size
+        return unit * resolve_group_size(wanted, cols // unit, site=site, most=AUTO_MOST // unit)
+
+    def _rounder(self, matrix: Tensor, *, site: str) -> Rounder | None:
+        """Return what rounds the weights that stay; None where they are not rounded."""
+        if self.bits is None:
+            return None
+        size = self._group(matrix.shape[1], site=site)
+        grid = fit_grid(
+            matrix.reshape(matrix.shape[0], -1, size),
+            bits=self.bits,
+            symmetric=True,
+            search="absmax",
+            scale_type=self.scale_dtype,
+            site=site,
+        )
+        return Rounder(grid, size, torch.full_like(matrix, 2 ** (self.bits - 1)))
+
     def fit(self, site: Site, generator: torch.Generator) -> Form:
         """Return the sparse form of a site, its values updated."""
         self.check_form(site.form)
@@ -93,12 +179,13 @@ class SparseGpt(PruneStep):
         gram = site.need("gram")
         grams = gram if gram.dim() == 3 else gram.unsqueeze(0)
         mask, values, blind = torch.empty_like(matrix, dtype=torch.bool), matrix.clone(), 0
+        rounder = self._rounder(matrix, site=site.name)
         for rows, part in zip(rows_by_group(site), grams, strict=True):
             factor = inverse_factor(part, damping=self.damping, site=site.name)
             held = None if earlier is None else earlier[rows]
             dead = None if factor.blind else factor.dead
             diagonal = factor.upper.diagonal()
-            column = _Prune(self, diagonal, dead, held, mask[rows], first=rows.start)
+            column = _Prune(self, diagonal, dead, held, mask[rows], rounder, first=rows.start)
             values[rows] = sweep(matrix[rows], factor.upper, column, block=self._block())
             blind += factor.blind
         if blind:
@@ -110,8 +197,9 @@ class SparseGpt(PruneStep):
             )
         if isinstance(site.form, Sparse):
             self.check_superset(held_values(site.form), int(mask.sum()), site=site.name)
-        pattern = self.pattern or "unstructured"
-        return sparse_form(values, mask, site.form, pattern)
+        if rounder is not None:
+            return rounder.form(site.form, mask if self.pattern else None, self)
+        return sparse_form(values, mask, site.form, self.pattern or "unstructured")
 
     def _block(self) -> int:
         if self.pattern is None:
@@ -124,6 +212,53 @@ class SparseGpt(PruneStep):
 
 
 @dataclass
+class Rounder:
+    """Rounds what stays, and writes down its codes.
+
+    Attributes:
+        grid: Levels of all weights (rows, groups, 1).
+        size: Columns of a group.
+        codes: (rows, cols) codes so far; that of zero where nothing was written.
+    """
+
+    grid: Grid
+    size: int
+    codes: Tensor
+
+    def __call__(self, index: int, weight: Tensor, kept: Tensor, first: int) -> Tensor:
+        """Return column ``index`` of rows from ``first`` on, rounded where it is kept."""
+        rows = slice(first, first + len(weight))
+        scale = self.grid.scale[rows, index // self.size, 0]
+        zero = float(2 ** (self.grid.bits - 1))
+        codes = ((weight / scale).round() + zero).clamp(0, 2**self.grid.bits - 1)
+        codes = torch.where(kept, codes, torch.full_like(codes, zero))
+        self.codes[rows, index] = codes
+        return scale * (codes - zero)
+
+    def form(self, like: Form, mask: Tensor | None, step: SparseGpt) -> Form:
+        """Return the codes as a form: of the kept ones, or of all where there is no pattern."""
+        n, m = step.n_m() if mask is not None else (1, 1)
+        codes = self.codes.to(torch.uint8)
+        shape = like.shape
+        if mask is not None:
+            codes = codes[mask].reshape(len(codes), -1)
+            shape = tuple(codes.shape)
+        values = Quantized(
+            codes,
+            self.grid.scale.squeeze(-1).to(getattr(torch, step.scale_dtype)),
+            None,
+            bits=self.grid.bits,
+            group_size=self.size * n // m,
+            shape=shape,
+            dtype=like.dtype,
+            symmetric=True,
+        )
+        if mask is None:
+            return values
+        return Sparse(mask, values, shape=like.shape, dtype=like.dtype, pattern=step.pattern or "")
+
+
+@dataclass
 class _Prune:
     """Chooses what the sweep removes; writes it into ``mask`` (rows, cols)."""
 
@@ -132,6 +267,7 @@ class _Prune:
     dead: Tensor | None
     earlier: Tensor | None
     mask: Tensor
+    rounder: Rounder | None = None
     first: int = 0  # rows of the site before these
 
     def begin(self, start: int, stop: int, weight: Tensor) -> None:
@@ -148,8 +284,12 @@ class _Prune:
             if index % size == 0:
                 scores = self._scores(index, index + size, weight[:, :size])
                 self.mask[:, index : index + size] = ~smallest_in_groups(scores, keep, size)
-        value = weight[:, 0] * self.mask[:, index]
-        return value if self.earlier is None else value * self.earlier[:, index]
+        kept = self.mask[:, index]
+        if self.earlier is not None:
+            kept = kept & self.earlier[:, index]
+        if self.rounder is not None:
+            return self.rounder(index, weight[:, 0], kept, self.first)
+        return weight[:, 0] * kept
 
     def _zeros(self, rows: int, width: int) -> int:
         """Return this part's share of the zeros; over all parts they add up to the exact count."""
