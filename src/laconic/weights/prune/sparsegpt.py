@@ -72,7 +72,7 @@ class SparseGpt(PruneStep):
     true_sequential: bool = setting(False, help="Layers of a block go one after another.")
     bits: int | None = setting(None, help="Bits of the weights that stay.", low=2, high=8)
     group_size: int | Literal["auto", "channel"] = setting(
-        "auto", help="Inputs that share one scale, where bits are given.", low=1
+        "auto", help="Inputs that share one scale, where bits are given."
     )
     scale_dtype: ScaleType = setting("float16", help="Type of scales, where bits are given.")
 
@@ -83,11 +83,11 @@ class SparseGpt(PruneStep):
                 f"sparsegpt: group_size={self.group_size!r} is of no use without bits; set bits, "
                 "or leave it out."
             )
-        if isinstance(self.group_size, int) and self.group_size % self._unit:
+        size, unit = self.group_size, self._unit
+        if isinstance(size, int) and (size < 1 or size % unit):
             raise ConfigError(
-                f"sparsegpt: group_size={self.group_size} must be a multiple of {self._unit}, as "
-                f"pattern={self.pattern!r} asks; use {self.group_size // self._unit + 1} times "
-                f"{self._unit}."
+                f"sparsegpt: group_size={size} must be a multiple of {unit}, as "
+                f"pattern={self.pattern!r} asks; use {(max(size, 0) // unit + 1) * unit}."
             )
 
     @property
