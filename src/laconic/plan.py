@@ -78,6 +78,7 @@ def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
     done: dict[str, list[str]] = {site.name: [] for site in sites}
     for number, step in enumerate(recipe.steps, 1):
         step.check_forms(forms.values())
+        step.check_structure(model)
         selected = require_selection(step, sites, number)
         if isinstance(step, ModelStep):
             _check_parameters(step, model, number)

@@ -18,6 +18,7 @@ _ROOMS = (
     "laconic.weights.quantize",
     "laconic.weights.factor",
     "laconic.weights.recover",
+    "laconic.weights.depth",
 )
 
 # What is no step of a recipe: other wings, looked up by their name.

@@ -47,6 +47,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 # Methods whose sizes only the work itself tells, so that a plan holds their upper bound.
 UNFORESEEN = {"sap"}  # how many weights go is read off what was trained
+# Methods that work on whole blocks of decoders, not on weights, and so leave no form behind: they
+# have tests of their own, and are refused elsewhere for this reason.
+DECODERS = {"drop-blocks": "needs a decoder of transformers"}
 # Warnings that a method declares: they tell of the network or the data, not of a fault.
 WARNINGS = {
     "eora": r"calibration inputs span \d+ of \d+ directions",  # fewer examples than directions
@@ -158,7 +161,7 @@ def test_bare_value_sets_the_shorthand(method: str) -> None:
         with pytest.raises(RecipeError, match="takes a mapping"):
             Recipe.from_yaml(f"steps: [{before(method)}{{{method}: 3}}]")
         return
-    value = {"time": "2 steps", "sparsity": 0.25}.get(cls.shorthand, 3)
+    value = {"time": "2 steps", "sparsity": 0.25, "share": 0.25}.get(cls.shorthand, 3)
     steps = Recipe.from_yaml(f"steps: [{before(method)}{{{method}: {value}}}]").steps
     assert steps[-1] == cls(**{cls.shorthand: value})
 
@@ -168,6 +171,7 @@ def test_bare_value_sets_the_shorthand(method: str) -> None:
 RUNS = [
     pytest.param(method, network, dtype, id=f"{method}-{network}-{dtype}")
     for method in METHODS
+    if method not in DECODERS
     for network in NETWORKS
     for dtype in DTYPES
 ]
@@ -254,7 +258,18 @@ def small() -> tuple[nn.Module, Any]:
     return NETWORKS["mlp"].model(torch.float32), NETWORKS["mlp"].task(torch.float32)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", sorted(DECODERS))
+def test_methods_for_decoders_say_so(method: str, tmp_path: Path) -> None:
+    model, task = small()
+    with pytest.raises(RecipeError, match=DECODERS[method]):
+        compress(model, recipe_of(method), task, out=tmp_path / "a")
+    assert not list(tmp_path.iterdir())
+    compress(NETWORKS["llama"].model(torch.float32), recipe_of(method, share=0.5),
+             NETWORKS["llama"].task(torch.float32), out=tmp_path / "a")  # fmt: skip
+    assert stat_bytes(tmp_path / "a")
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m not in DECODERS])
 def test_only_the_scope_is_touched(method: str) -> None:
     model, task = small()
     scope = Where(include=("fc2.*",))
@@ -275,7 +290,7 @@ def test_only_the_scope_is_touched(method: str) -> None:
 def test_meets_a_budget_where_it_has_levels(method: str, tmp_path: Path) -> None:
     step = registry.get(method).cls()
     if isinstance(step, ModelStep) or not step.levels():
-        assert method in {"recover", "sap"}, "a method without levels is declared here"
+        assert method in {"recover", "sap", *DECODERS}, "a method without levels is declared here"
         return
     model, task = small()
     recipe = recipe_of(method)
@@ -317,7 +332,7 @@ def test_methods_that_cannot_stand_alone_say_why(method: str, tmp_path: Path) ->
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m not in AFTER])
+@pytest.mark.parametrize("method", [m for m in METHODS if m not in {*AFTER, *DECODERS}])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_are_refused(method: str, value: float) -> None:
     model, task = NETWORKS["mlp"].model(torch.float32), small()[1]

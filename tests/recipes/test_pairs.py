@@ -34,12 +34,17 @@ ZEROS = "zeros save nothing in it"
 ONCE = "no dense part left"
 WHOLE = "columns are split off a dense weight"
 PLAIN = "it takes a dense weight, or a sparse one"
+BLOCKS = "needs a decoder of transformers"  # and is tested on decoders
 
 ROUNDING = ("hqq", "kmeans", "nf4", "round-to-nearest")  # take whatever is dense
 QUANTIZED = ("gptq", "outlier-split", *ROUNDING)  # leave nothing dense
 PRUNED = ("magnitude", "sap", "sparsegpt", "wanda")
 # What may not follow what, on a model that is dense before: {(first, second): reason}.
 REFUSED = {
+    **{(first, "drop-blocks"): BLOCKS for first in METHODS},
+    **{("drop-blocks", second): BLOCKS for second in METHODS},
+    ("drop-blocks", "eora"): ALONE,
+    ("drop-blocks", "recover"): EMPTY,
     **{("eora", second): ALONE for second in METHODS},
     **{("recover", second): EMPTY for second in METHODS},
     **{(first, "svd"): DENSE for first in ("svd", *PRUNED, *QUANTIZED)},
@@ -52,6 +57,8 @@ REFUSED = {
 # The same for the two methods that need a step before them, after one that gives it.
 REFUSED_AFTER = {
     "round-to-nearest": {
+        ("eora", "drop-blocks"): BLOCKS,
+        ("recover", "drop-blocks"): BLOCKS,
         ("eora", "svd"): DENSE,
         **{("eora", second): ZEROS for second in PRUNED},
         ("eora", "gptq"): PLAIN,
@@ -63,6 +70,8 @@ REFUSED_AFTER = {
         **{("recover", second): ONCE for second in ROUNDING},
     },
     "magnitude": {
+        ("eora", "drop-blocks"): BLOCKS,
+        ("recover", "drop-blocks"): BLOCKS,
         ("eora", "svd"): DENSE,
         **{("eora", second): ZEROS for second in PRUNED},
         ("eora", "gptq"): PLAIN,
@@ -154,7 +163,9 @@ def test_the_tables_name_methods_that_are_there() -> None:
     assert {name for pair in pairs for name in pair} <= set(METHODS)
 
 
-@pytest.mark.parametrize(("first", "second"), sorted(REFUSED))
+@pytest.mark.parametrize(
+    ("first", "second"), sorted(pair for pair in REFUSED if pair[0] != "drop-blocks")
+)
 def test_refused_pairs_are_refused_by_the_plan_alone(
     first: str, second: str, model: nn.Module
 ) -> None:

@@ -17,6 +17,8 @@ from laconic.forms.layout import Layout
 from laconic.settings import bounds_of, check_settings
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from laconic.task import Task
     from laconic.weights.recover.base import RecoverJob
 
@@ -212,6 +214,13 @@ class Step(ABC):
                 f"{self.method_name}: the model has no weight that a method can work on. "
                 "`laconic doctor MODEL` lists what it has, and why."
             )
+
+    def check_structure(self, model: nn.Module) -> None:  # noqa: B027 - most need none
+        """Check before any work that the model has what the step works on.
+
+        Raises:
+            RecipeError: It has not; says what is missing.
+        """
 
     def check_data(self, task: Task | None) -> None:
         """Check before any work that there is the data that the step, or an override of it, needs.
