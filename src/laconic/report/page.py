@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from laconic.report import tradeoff, view, words
+from laconic.report import pruning, tradeoff, view, words
 from laconic.report.compare import comparison
 from laconic.report.model import Report, parse
 
@@ -44,6 +44,7 @@ def render_html(report: Mapping[str, Any] | Report) -> str:
             site_rows=view.site_rows(checked),
             step_rows=view.step_rows(checked),
             class_rows=view.class_rows(checked),
+            pruned=_pruned(checked),
             recipe=view.as_yaml(checked.recipe),
             environment=view.flat(checked.environment),
             provenance=view.origin(checked),
@@ -76,6 +77,17 @@ def _plots(marks: Sequence[tradeoff.Mark], metric: str | None, name: str) -> lis
         return []
     return [
         Markup(tradeoff.draw(marks, metric, width=width, name=f"{name}-{width}"))
+        for width in (WIDE, NARROW)
+    ]
+
+
+def _pruned(report: Report) -> list[Markup]:
+    """Return the drawings of how steps pruned, iteration by iteration."""
+    curves = pruning.curves_of(report)
+    if not curves:
+        return []
+    return [
+        Markup(pruning.draw(curves, width=width, name=f"pruned-{width}"))
         for width in (WIDE, NARROW)
     ]
 
