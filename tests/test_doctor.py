@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
@@ -54,6 +55,18 @@ def test_a_low_rank_model_is_seen_as_one() -> None:
     errors = dict(row.worst)
     assert errors["0.weight"] < 1e-4 < 0.3 < errors["1.weight"]
     assert row.worst[0][0] == "1.weight"
+
+
+def test_how_sparse_each_weight_is() -> None:
+    net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    with torch.no_grad():
+        net[0].weight.copy_(torch.tensor([[1.0, 2.0], [3.0, -4.0]]))
+        net[1].weight.fill_(0.5)
+    (one, first), (two, second) = diagnose(net).sparsity
+    assert (one, two) == ("0.weight", "1.weight")
+    assert (first.pqi, first.p, first.q) == (pytest.approx(0.055586, abs=1e-6), 0.5, 1.0)
+    assert (first.survivors, first.gini) == (4, pytest.approx(0.25))
+    assert (second.pqi, second.gini) == (pytest.approx(0), pytest.approx(0))
 
 
 def test_predicted_bytes_by_hand() -> None:

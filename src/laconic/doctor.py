@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from laconic import registry
+from laconic import measure, registry
 from laconic.coding import entropy
 from laconic.errors import LaconicWarning, LayerError, RecipeError
 from laconic.forms.base import Form, Part
@@ -85,6 +85,7 @@ class Diagnosis:
         odd_widths: Row length of weights that no group from 16 to 128 divides.
         unsupported: Weights that no method works on, with the reason.
         hurt: Weights that stand out in two settings or more, and in how many.
+        sparsity: How sparse the weights of each judged site are, by name.
     """
 
     original_bytes: int
@@ -96,6 +97,7 @@ class Diagnosis:
     odd_widths: dict[str, int]
     unsupported: dict[str, str]
     hurt: tuple[tuple[str, int], ...]
+    sparsity: tuple[tuple[str, measure.Sparsity], ...] = ()
 
 
 def diagnose(
@@ -135,6 +137,16 @@ def diagnose(
         odd_widths={site.name: site.form.cols for site in sites if _is_odd(site.form.cols)},
         unsupported=unsupported(model),
         hurt=_hurt(expectations),
+        sparsity=_sparsities(_spread(sites, most_weights)),
+    )
+
+
+def _sparsities(sites: Sequence[Site]) -> tuple[tuple[str, measure.Sparsity], ...]:
+    """Measure what each site keeps; one whose weights are not finite has no figures."""
+    return tuple(
+        (site.name, measure.form_sparsity(site.form))
+        for site in sites
+        if bool(torch.isfinite(site.form.dense()).all())
     )
 
 

@@ -100,6 +100,15 @@ def test_inspect_verify_and_damage(place: Path) -> None:
     found = json.loads(run("inspect", "small", "--json").stdout)
     assert {row["name"] for row in found["sites"]} == {"0.weight", "2.weight"}
     assert "stored bits a weight" in run("inspect", "small").stdout
+    sparse = json.loads(run("inspect", "small", "--sparsity", "--json").stdout)["sparsity"]
+    assert [(row["name"], row["survivors"]) for row in sparse] == [
+        ("0.weight", 16 * 64), ("2.weight", 64 * 4)
+    ]  # fmt: skip
+    assert all((row["p"], row["q"], row["scope"]) == (0.5, 1.0, "layer") for row in sparse)
+    assert all(0 < row["pqi"] < row["gini"] < 1 for row in sparse)
+    shown = run("inspect", "small", "--sparsity").stdout
+    assert "p = 0.5, q = 1; zeros are counted" in shown
+    assert "survivors" in shown
     done = run("verify", "small", "--json")
     assert done.exit_code == 0
     assert json.loads(done.stdout)["sound"] is True

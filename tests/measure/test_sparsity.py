@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from laconic.errors import ConfigError
-from laconic.measure import gini, hoyer, pqi, retain_bound, sparsity
-from laconic.measure.sparsity import spoken
+from laconic.forms.dense import Dense
+from laconic.forms.sparse import Sparse
+from laconic.measure import form_sparsity, gini, hoyer, pqi, retain_bound, sparsity
 
 PAIRS = [(0.5, 1.0), (1.0, 2.0), (0.2, 1.0), (1.0, 1.3), (0.1, 3.0)]
 MEASURES = [*(lambda w, p=p, q=q, **more: pqi(w, p, q, **more) for p, q in PAIRS), gini, hoyer]
@@ -285,5 +286,14 @@ def test_all_measures_at_once_with_what_makes_them_comparable() -> None:
     assert found.pqi == pytest.approx(1 - mean([0, 1, 2, 3, 4]) / sqrt(6))
     assert found.gini == pytest.approx(float(gini(five)))
     assert found.hoyer == pytest.approx(float(hoyer(five)))
-    told = spoken(found, scope="layer")
-    assert {"scope", "p", "q", "survivors", "zeros counted"} <= set(told)
+
+
+def test_a_sparse_form_is_measured_by_what_it_keeps() -> None:
+    w = torch.tensor([[1.0, 0.0, 3.0], [0.0, 2.0, 4.0]])
+    kept = Dense(torch.tensor([[1.0, 3.0], [2.0, 4.0]]))
+    form = Sparse(w != 0, kept, shape=(2, 3), dtype=torch.float32)
+    four = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    assert form_sparsity(form) == sparsity(four)
+    assert form_sparsity(Dense(w)) == sparsity(w)
+    assert form_sparsity(form).pqi == pytest.approx(0.055586, abs=1e-6)
+    assert form_sparsity(Dense(w)).zeros == 2

@@ -10,7 +10,7 @@ from laconic.artifact.exchange import (
 )
 from laconic.artifact.export import export_dense
 from laconic.artifact.folder import read_manifest
-from laconic.artifact.inspect import inspect
+from laconic.artifact.inspect import inspect, read_forms
 from laconic.artifact.limits import DEPLOYED
 from laconic.artifact.manifest import Manifest
 from laconic.artifact.read import load
@@ -32,6 +32,7 @@ __all__ = [
     "is_quantized_checkpoint",
     "load",
     "predict_bytes",
+    "read_forms",
     "read_manifest",
     "save",
     "verify",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from laconic.artifact.encode import bundle_key, part_key
 from laconic.artifact.folder import open_weights, read_manifest
 from laconic.artifact.limits import DEPLOYED, MANIFEST
 from laconic.artifact.manifest import FormRecord, Manifest, PartRecord
+from laconic.forms.base import Form
 
 
 def inspect(path: Path | str) -> dict[str, Any]:
@@ -66,6 +68,23 @@ def inspect(path: Path | str) -> dict[str, Any]:
         "recipe": manifest.recipe,
         "provenance": manifest.provenance,
     }
+
+
+def read_forms(path: Path | str) -> Iterator[tuple[str, Form]]:
+    """Yield the name and the form of every compressed weight, without building the model.
+
+    Args:
+        path: Folder of the artefact.
+
+    Raises:
+        ArtifactError: The artefact is damaged.
+    """
+    folder = Path(path)
+    manifest = read_manifest(folder)
+    with open_weights(folder, manifest) as stored:
+        reader = PartsReader(manifest, stored)
+        for name in manifest.forms:
+            yield name, reader.form(name)
 
 
 def _architecture(manifest: Manifest) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import click
 from laconic.cli._group import Command
 from laconic.cli._options import json_option, load, prepare, run_options, weights_option
 from laconic.cli._output import show, show_json
+from laconic.cli._sparsity import sparsity_table
 
 if TYPE_CHECKING:
     from laconic.doctor import Diagnosis, Expectation
@@ -61,6 +62,8 @@ def _show(model: str, found: Diagnosis) -> None:
     headings = ["family", "setting", "method", "bytes", "ratio", "error", "worst weight"]
     rows = [_row(row) for row in found.expectations]
     show(plain_table("What to expect, without data", headings, rows, text_columns=3))
+    if found.sparsity:
+        show(sparsity_table(found.sparsity))
     for line in _notes(found):
         show(line)
 

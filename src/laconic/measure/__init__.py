@@ -9,7 +9,15 @@ from laconic.measure.intervals import Metric, bootstrap, wilson
 from laconic.measure.latency import Timing, latency, peak_memory
 from laconic.measure.quality import evaluate
 from laconic.measure.size import dense_bytes, model_bytes
-from laconic.measure.sparsity import Sparsity, gini, hoyer, pqi, retain_bound, sparsity
+from laconic.measure.sparsity import (
+    Sparsity,
+    form_sparsity,
+    gini,
+    hoyer,
+    pqi,
+    retain_bound,
+    sparsity,
+)
 
 __all__ = [
     "Metric",
@@ -20,6 +28,7 @@ __all__ = [
     "environment",
     "evaluate",
     "export_onnx",
+    "form_sparsity",
     "gini",
     "hoyer",
     "latency",

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import isfinite, prod
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from laconic.errors import ConfigError
+from laconic.forms.base import Form
+from laconic.forms.sparse import Sparse
 
 _CHUNK = 1 << 17  # values raised to powers at a time: they stay in the cache
 _SLACK = 1e-9  # rounding that may lift a bound over a whole number
@@ -68,6 +69,20 @@ def sparsity(w: Tensor, *, p: float = 0.5, q: float = 1.0, mask: Tensor | None =
         survivors=held.numel(),
         zeros=int((held == 0).sum()),
     )
+
+
+def form_sparsity(form: Form, *, p: float = 0.5, q: float = 1.0) -> Sparsity:
+    """Return all measures of the weights that a form keeps.
+
+    Of a sparse form those are its surviving values; of any other all that it stands for.
+
+    Args:
+        form: What stands for a weight.
+        p: Lower norm of the PQ Index.
+        q: Upper norm.
+    """
+    held = form.values if isinstance(form, Sparse) else form
+    return sparsity(held.dense(), p=p, q=q)
 
 
 def pqi(
@@ -297,17 +312,3 @@ def _kept_dims(w: Tensor, dim: Dims) -> list[int]:
 
 def _kept_shape(w: Tensor, dim: Dims) -> tuple[int, ...]:
     return tuple(w.shape[axis] for axis in _kept_dims(w, dim))
-
-
-def spoken(found: Sparsity, *, scope: str) -> dict[str, Any]:
-    """Return the measures as plain values for a table, with what makes them comparable."""
-    return {
-        "scope": scope,
-        "pqi": found.pqi,
-        "gini": found.gini,
-        "hoyer": found.hoyer,
-        "p": found.p,
-        "q": found.q,
-        "survivors": found.survivors,
-        "zeros counted": found.zeros,
-    }
