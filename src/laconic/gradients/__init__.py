@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from laconic.gradients.accordion import Accordion as Accordion
     from laconic.gradients.base import CommState as CommState
     from laconic.gradients.base import GatherState as GatherState
     from laconic.gradients.base import Observer as Observer
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from laconic.gradients.dense import Dense as Dense
     from laconic.gradients.dgc import DGC as DGC
     from laconic.gradients.half import Half as Half
+    from laconic.gradients.lgreco import LGreCo as LGreCo
     from laconic.gradients.loopback import LoopbackGroup as LoopbackGroup
     from laconic.gradients.optimizer import DGCSGD as DGCSGD
     from laconic.gradients.powersgd import PowerSGD as PowerSGD
@@ -28,12 +30,14 @@ if TYPE_CHECKING:
     from laconic.gradients.warmup import Warmup as Warmup
 
 _HOMES = {
+    "Accordion": "accordion",
     "CommState": "base",
     "DGC": "dgc",
     "DGCSGD": "optimizer",
     "Dense": "dense",
     "GatherState": "base",
     "Half": "half",
+    "LGreCo": "lgreco",
     "LoopbackGroup": "loopback",
     "Observer": "base",
     "PowerSGD": "powersgd",
@@ -51,10 +55,12 @@ __all__ = [
     "DGC",
     "DGCSGD",
     "QSGD",
+    "Accordion",
     "CommState",
     "Dense",
     "GatherState",
     "Half",
+    "LGreCo",
     "LoopbackGroup",
     "Observer",
     "PowerSGD",

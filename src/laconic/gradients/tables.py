@@ -61,7 +61,8 @@ def rank_errors(
         right = torch.randn(matrix.shape[1], inner[-1], generator=generator).to(matrix.device)
         left = matrix
         for _ in range(iterations):
-            left = torch.linalg.qr(matrix @ right).Q
+            # Both sides: columns as long as squared singular values would lose the small ones.
+            left = torch.linalg.qr(matrix @ torch.linalg.qr(right).Q).Q
             right = matrix.T @ left
         rest = matrix.clone()
         for low, high in pairwise([0, *inner]):
