@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from gradient_support import gradients, ranks, small_model
@@ -10,6 +12,8 @@ from torch import Tensor, nn
 from laconic.errors import CommunicationError, ConfigError, UnsupportedModelError
 from laconic.gradients import CommState, LoopbackGroup, Observer, TopK, hook
 from laconic.gradients.loopback import fake_buckets
+from laconic.task import TensorSplit
+from laconic.training import fit
 
 ALONE = LoopbackGroup(1).transport(0)
 
@@ -117,3 +121,10 @@ def test_observers_see_local_gradients_and_the_end() -> None:
     lots[0]["0.weight"][0] = torch.nan
     group.exchange(states, lots)
     assert seen[-1] == ("end", 2, False)
+
+
+def test_the_training_loop_refuses_what_would_lose_a_hooks_memory(tmp_path: Path) -> None:
+    data = TensorSplit({"x": torch.zeros(4, 2), "y": torch.zeros(4)})
+    for more in ({"steps": 2, "checkpoint": tmp_path / "run.pt"}, {"seconds": 1.0}):
+        with pytest.raises(ConfigError, match="wrapped goes with neither checkpoint nor seconds"):
+            fit(nn.Linear(2, 1), lambda m, lot: m(lot["x"]).sum(), data=data, wrapped=print, **more)

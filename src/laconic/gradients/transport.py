@@ -15,6 +15,9 @@ from laconic.errors import CommunicationError, ConfigError
 
 _Result = TypeVar("_Result")
 
+# torch 2.13 gave the collective a new name and made the old one warn.
+_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
 
 class Pending(Protocol):
     """A collective that was launched."""
@@ -175,7 +178,7 @@ class ProcessGroupTransport:
         self.traffic.gather(message.numel(), self.size)
         out = message.new_empty(self.size * message.numel())
         work = guarded(
-            lambda: dist.all_gather_into_tensor(out, message, group=self.group, async_op=True),
+            lambda: _gather_single(out, message, group=self.group, async_op=True),
             where,
         )
         return _Launched(work, out.view(self.size, -1), where)

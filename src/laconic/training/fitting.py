@@ -50,6 +50,7 @@ def fit(
     optimizer: OptimizerName = "adamw",
     masks: Mapping[str, Tensor] | None = None,
     each_epoch: Callable[[int], None] | None = None,
+    wrapped: Callable[[nn.Module], None] | None = None,
     fixed_norms: bool = False,
     checkpoint: Path | None = None,
     checkpoint_seconds: float = 30.0,
@@ -93,6 +94,9 @@ def fit(
         each_epoch: Called with the epochs done after each, and at the end of the run. It may look
             at the model and copy it; modes and the random state are restored. A resumed run
             calls it again for epochs after its last checkpoint.
+        wrapped: Where several processes train, called once with the DDP module, for example to
+            register a communication hook. A hook's memory is not in the checkpoint and measuring
+            a time box would leave its traces there: neither goes with it.
         fixed_norms: Batch norms use and keep their running statistics.
         checkpoint: File that the run is kept in.
         checkpoint_seconds: Seconds between two writes; 0 writes after every step.
@@ -127,6 +131,7 @@ def fit(
         optimizer=optimizer,
         masks=masks or {},
         each_epoch=each_epoch,
+        wrapped=wrapped,
     )
     loss = Objective(
         objective,

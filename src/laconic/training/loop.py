@@ -69,6 +69,7 @@ class Settings:
     optimizer: OptimizerName = "adamw"
     masks: Mapping[str, Tensor] = field(default_factory=dict)
     each_epoch: Callable[[int], None] | None = None
+    wrapped: Callable[[nn.Module], None] | None = None
 
     def __post_init__(self) -> None:
         bounds = {
@@ -84,6 +85,11 @@ class Settings:
         for name, (right, allowed) in bounds.items():
             if not right:
                 raise ConfigError(f"{self.label}: {name}={getattr(self, name)} must be {allowed}.")
+        if self.wrapped and (self.checkpoint is not None or self.length.seconds is not None):
+            raise ConfigError(
+                f"{self.label}: wrapped goes with neither checkpoint nor seconds, as a hook's "
+                "memory is not part of them. Give epochs or steps, and save that state yourself."
+            )
 
 
 class Run:
@@ -103,6 +109,8 @@ class Run:
         self.running: nn.Module = model
         if accelerator.num_processes > 1:
             self.running = accelerator.prepare_model(model)
+            if settings.wrapped:
+                settings.wrapped(self.running)
         self.masters = Masters(named)
         self.pruned = Pruned(settings.masks, named)
         self.optimizer = self._make_optimizer()
