@@ -196,6 +196,10 @@ def test_settings_from_yaml_go_there_and_back() -> None:
     assert isinstance(step, Sap)
     assert (step.skip, step.late_epoch, step.stop) == (("fc1.*",), 2, "pqi")
     assert Recipe.from_yaml(recipe.to_yaml()) == recipe
+    none = Recipe.from_yaml("steps: [{sap: {rewind: none}}]")
+    assert none == Recipe.from_yaml("steps: [{sap: {rewind: null}}]")
+    assert none == Recipe.from_yaml(none.to_yaml())
+    assert not none.steps[0].needs_initial
     assert json.loads(json.dumps(recipe.to_dict()))["steps"][0]["sap"]["skip"] == ["fc1.*"]
     with pytest.raises(RecipeError, match=r"line 1.*rewind='later'"):
         Recipe.from_yaml("steps: [{sap: {rewind: later}}]")

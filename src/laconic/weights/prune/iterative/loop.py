@@ -59,11 +59,13 @@ class LoopSettings:
         )
 
     def check_loop(self) -> None:
-        """Check what bounds alone do not say.
+        """Check what bounds alone do not say; the word ``none`` for no rewinding becomes None.
 
         Raises:
             ConfigError: A place to rewind to that is none, or p not below q.
         """
+        if self.rewind == "none":  # as people type it in YAML
+            object.__setattr__(self, "rewind", None)
         if self.late_epoch is None:
             check_norms(self.p, self.q)
 
