@@ -60,10 +60,14 @@ class NodeTransport:
                 "many ranks on each machine, or leave intra_group out."
             )
         heads = [node[0] for node in nodes]
-        leaders = None
-        if dist.get_rank() in heads:
-            between = dist.new_group(heads, use_local_synchronization=True)
-            leaders = ProcessGroupTransport(between, timeout_s=timeout_s)
+        leads = dist.get_rank() in heads
+        # torch names such groups by the number of groups that a rank is in. Ranks that lead
+        # nothing get a group of their own, so that a later group does not wait for ever.
+        between = dist.new_group(
+            heads if leads else [dist.get_rank()], use_local_synchronization=True
+        )
+        transport = ProcessGroupTransport(between, timeout_s=timeout_s)
+        leaders = transport if leads else None
         rank = next(at for at, node in enumerate(nodes) if dist.get_rank() in node)
         return cls(inside, leaders, rank=rank, size=len(nodes))
 
