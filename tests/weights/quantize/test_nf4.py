@@ -144,6 +144,14 @@ def test_learned_levels_are_better_and_weighted_ones_better_for_the_output(make_
     assert output["weighted"] < 0.97 * output["learned"]
 
 
+def test_learned_levels_hold_zero(make_site, generator):
+    step = NormalFloat(bits=3, table="learned")
+    form = step.fit(make_site(torch.randn(32, 64) + 0.05), generator)
+    table = form.table.detach().flatten()
+    assert int((table == 0).sum()) == 1
+    assert table.tolist() == sorted(table.tolist())
+
+
 def test_beats_even_levels_on_normal_weights(make_site, generator):
     weight = torch.randn(64, 256)
     site = make_site(weight)

@@ -43,7 +43,8 @@ class NormalFloat(LayerStep):
         double: Scales are themselves held in 8 bits, in blocks of up to 256.
         scale_dtype: Type that scales are stored in, where ``double`` is off.
         table: ``"normal"``, or ``"learned"``: k-means over the layer's scaled weights, each counted
-            by the square of its scale.
+            by the square of its scale. Without weighting the level nearest to zero is moved onto
+            it, for tiny weights may meet huge inputs.
         weighting: ``"gram"`` counts errors also by the mean square of the weight's input, which
             needs calibration data; only with a learned table.
 
@@ -163,7 +164,10 @@ class NormalFloat(LayerStep):
         counts = scale.square().expand_as(inner).reshape(-1)
         if importance is not None:
             counts = counts * importance
-        return cluster(inner.reshape(-1), 2**self.bits, weights=counts)
+        levels = cluster(inner.reshape(-1), 2**self.bits, weights=counts)
+        if importance is None:  # tiny weights may meet huge inputs
+            levels[levels.abs().argmin()] = 0.0
+        return levels
 
 
 def normal_levels(bits: int) -> Tensor:
