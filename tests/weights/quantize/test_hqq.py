@@ -5,6 +5,7 @@ import warnings
 import pytest
 import torch
 
+from laconic.artifact.exchange.scheme import grid_of
 from laconic.errors import LaconicWarning, LayerError, RecipeError
 from laconic.forms.dense import Dense
 from laconic.pipeline import compress
@@ -166,3 +167,8 @@ def test_a_run_with_data_warns_and_a_run_without_needs_none():
         result = compress(model, recipe, task)
     assert any("activation-blind" in text for text in result.report.warnings)
     compress(model, recipe)
+
+
+def test_export_writes_it_dense_rather_than_round_zero_points(make_site, generator):
+    form = Hqq(bits=4).fit(make_site(torch.randn(8, 64)), generator)
+    assert grid_of(form) is None

@@ -73,10 +73,13 @@ def correction_of(form: Form) -> tuple[Form, LowRank] | None:
     return (rest[0], thin[0]) if len(thin) == len(rest) == 1 else None
 
 
-def _plain(form: Quantized) -> Grid:
+def _plain(form: Quantized) -> Grid | None:
+    zero = form.zero()
+    if zero is not None and zero.is_floating_point():
+        return None  # a grid's zero points are whole: rounding them would change the weights
     whole = form.group_size == form.cols
     scheme = Scheme(form.bits, form.symmetric, None if whole else form.group_size)
-    return Grid(scheme, form.codes(), form.scale.detach(), form.zero())
+    return Grid(scheme, form.codes(), form.scale.detach(), zero)
 
 
 def _filled(form: Sparse, values: Quantized) -> Grid | None:
