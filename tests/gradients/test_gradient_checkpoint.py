@@ -124,7 +124,7 @@ def test_checkpoints_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     saved = [state.state_dict() for state in states]
     _, (fresh, _) = ranks("top-k", 2, MODEL)
     _, (sign, _) = ranks("sign", 2, MODEL)
-    with pytest.raises(ConfigError, match=r"saved state is one of 'top-k', this is 'sign'"):
+    with pytest.raises(ConfigError, match=r"saved state is one of 'top-k', this is 'signsgd'"):
         sign.load_state_dict(saved[0])
     with pytest.raises(ConfigError, match=r"format 9; this version reads format 1"):
         fresh.load_state_dict({**saved[0], "format": 9})

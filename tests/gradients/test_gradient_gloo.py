@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from gradient_ranks import flat, network, run_ranks, start, train, wrap
 
-from laconic.errors import LaconicWarning
+from laconic.errors import LaconicWarning, UnsupportedModelError
 from laconic.gradients import QSGD, Dense, Half, PowerSGD, SignSGD, TopK, load
 
 Results = list[dict[str, Any]]
@@ -197,6 +197,18 @@ def test_one_real_rank(cls: type, tmp_path: Path) -> None:
         assert losses[-1] < losses[0]
         assert state is not None
         assert set(state.transport.traffic.as_dict().values()) == {0}
+    finally:
+        dist.destroy_process_group()
+
+
+def test_ddps_python_reducer_is_refused(tmp_path: Path) -> None:
+    start(0, 1, tmp_path)
+    try:
+        ddp, _ = wrap(network())
+        assert ddp._use_python_reducer is False
+        ddp._use_python_reducer = True  # what torch.compile may ask for
+        with pytest.raises(UnsupportedModelError, match="TopK: DDP's Python reducer"):
+            TopK(ddp)
     finally:
         dist.destroy_process_group()
 

@@ -18,7 +18,7 @@ from laconic.settings import setting
 
 
 @method(
-    "sign",
+    "signsgd",
     family="quantize",
     source="Seide, Fu, Droppo, Li and Yu 2014; Karimireddy, Rebjock, Stich and Jaggi 2019",
     wing="gradients",
