@@ -361,6 +361,8 @@ def test_a_checkpoint_goes_on_bit_for_bit(family: str, broken_at: int, tmp_path:
 
 def test_refused() -> None:
     transport = LoopbackGroup(1).transport(0)
+    with pytest.raises(ConfigError, match="inner is a Sequential"):
+        LGreCo(model())  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="Dense has no setting"):
         LGreCo(Dense(model(), transport=transport))
     dense = TopK(model(), density=0.1, dense=lambda n, p: True, transport=transport)
@@ -400,3 +402,18 @@ def test_settings_that_lose_nothing_are_dense(family: str) -> None:
         mean = (mine[0]["2.weight"] + mine[1]["2.weight"]) / 2
         limit = 1e-5 if family != "qsgd" else 1.0 / 127
         assert norm(out - mean) <= limit * (norm(mine[0]["2.weight"]) + norm(mine[1]["2.weight"]))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bytes_of_a_plan_are_those_handed_to_collectives(family: str) -> None:
+    group, states, net = build(family, 2)
+    drive(group, states, net, range(8))
+    traffic = states[0].transport.traffic
+    before = traffic.handed
+    drive(group, states, net, range(8, 9))
+    handed = traffic.handed - before
+    dense = sum(states[0].inner.dense_bytes(name) for name in states[0].inner.dense_names)
+    extra = handed - dense - states[0].history[0]["bytes"]
+    # gathered: a head of 32 bytes a message; added up: flags of 8 bytes a tensor
+    gathered = states[0].inner.route == "gather"
+    assert extra in ({32, 64, 96} if gathered else {24})

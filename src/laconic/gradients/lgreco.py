@@ -103,6 +103,7 @@ class LGreCo(Observer):
 
     def __post_init__(self) -> None:
         check_settings(self, owner="LGreCo")
+        _check_inner(self.inner)
         shortest = self.probe_steps if self.period == "epoch" else self.period
         if self.probe_steps > shortest or (self.max_period or shortest) < shortest:
             raise ConfigError(
@@ -359,6 +360,14 @@ class LGreCo(Observer):
             if _PROBE in slots and name in self.named
         }
         return restored
+
+
+def _check_inner(inner: object) -> None:
+    if not isinstance(inner, CommState):
+        raise ConfigError(
+            f"LGreCo: inner is a {type(inner).__name__}; it must be a compressor's state, which "
+            "LGreCo goes around. Use LGreCo(PowerSGD(model, rank=4), ...), or TopK, DGC, QSGD."
+        )
 
 
 def _without_probe(one: Mapping[str, Any]) -> dict[str, Any]:
