@@ -18,6 +18,7 @@ from torch import nn
 
 from laconic.errors import CommunicationError
 from laconic.gradients import QSGD, CommState, Dense, Half, PowerSGD, SignSGD, TopK, load, save
+from laconic.gradients.transport import ProcessGroupTransport
 
 METHODS: dict[str, Callable[[nn.Module], CommState]] = {
     "dense": Dense,
@@ -88,8 +89,23 @@ def setup() -> tuple[nn.Module, CommState, torch.optim.Optimizer]:
     return ddp, state, torch.optim.SGD(ddp.parameters(), lr=0.05, momentum=0.9)
 
 
+def too_late(rank: int) -> tuple[str, float]:
+    """Wait for a rank that does not come, on a group of its own."""
+    transport = ProcessGroupTransport(timeout_s=1.0)
+    started, said = time.monotonic(), ""
+    if rank == 1:
+        time.sleep(3)
+    else:
+        try:
+            transport.all_gather(torch.zeros(8, dtype=torch.uint8), where="step 3, bucket 1").wait()
+        except CommunicationError as error:
+            said = str(error)
+    return said, time.monotonic() - started
+
+
 def killed(rank: int, size: int, folder: Path) -> dict[str, Any]:
-    """Save at step 5; in step 7 rank 1 dies between two buckets."""
+    """Save at step 5; in step 7 rank 1 dies between two buckets. Before that it is late once."""
+    late = too_late(rank)
     ddp, state, optimizer = setup()
     train(ddp, optimizer, range(5), rank)
     save(state, folder / "at-5")
@@ -115,7 +131,12 @@ def killed(rank: int, size: int, folder: Path) -> dict[str, Any]:
         nn.functional.cross_entropy(ddp(inputs), labels).backward()
     except CommunicationError as error:
         seconds = time.monotonic() - started
-        return {"type": type(error).__name__, "message": str(error), "seconds": seconds}
+        return {
+            "type": type(error).__name__,
+            "message": str(error),
+            "seconds": seconds,
+            "late": late,
+        }
     return {"type": "none"}
 
 

@@ -213,7 +213,7 @@ def test_ddps_python_reducer_is_refused(tmp_path: Path) -> None:
         dist.destroy_process_group()
 
 
-def test_a_killed_rank_is_a_clear_error_on_the_others(killed: Results) -> None:
+def test_a_late_or_killed_rank_is_a_clear_error_on_the_others(killed: Results) -> None:
     assert killed[1] == {"exit": -9}
     for rank in (0, 2):
         result = killed[rank]
@@ -222,6 +222,9 @@ def test_a_killed_rank_is_a_clear_error_on_the_others(killed: Results) -> None:
         assert result["seconds"] < 15
         assert "step 7, bucket" in result["message"]
         assert "all-gather" in result["message"] or "all-reduce" in result["message"]
+        said, seconds = result["late"]
+        assert said.startswith("step 3, bucket 1: ")
+        assert 0.9 < seconds < 2.9
         assert "restart all ranks from the last checkpoint" in result["message"]
 
 
