@@ -104,6 +104,13 @@ def _budget(_: click.Context, __: click.Parameter, given: str) -> str:
     help="Data of the last stage in tokens or examples; half of the search data by default, "
     "16384 at most.",
 )
+@click.option(
+    "--families",
+    multiple=True,
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="RATIO",
+    help="Also search each family alone at this multiple of the budget; give it again for curves.",
+)
 @click.option("--examples", type=click.IntRange(min=2), help="Most documents to search on.")
 @click.option("--include", multiple=True, metavar="PATTERN", help="Weights to search, as '*mlp*'.")
 @click.option("--exclude", multiple=True, metavar="PATTERN", help="Weights to leave as they are.")
@@ -142,6 +149,7 @@ def command(
     generations: int | None,
     offspring: int,
     tokens: int | None,
+    families: tuple[float, ...],
     examples: int | None,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
@@ -209,6 +217,7 @@ def command(
         workers=workers,
         cluster=cluster,
         examples=examples,
+        families=families,
         coding=coding,
         resume=resume,
         force=force,

@@ -20,8 +20,9 @@ from laconic.recipe import Recipe
 from laconic.report.searched import render_search
 from laconic.result import Result, TemporaryFolder
 from laconic.runner import Run, attach, frozen
+from laconic.search.families import curves
 from laconic.search.goal import Goal
-from laconic.search.problem import Problem, as_json, budget_text
+from laconic.search.problem import as_json, budget_text
 from laconic.weights.quantize.round_to_nearest import RoundToNearest
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def published(
     details = _details(searching, final, report)
     write_atomic(deployed / ASSIGNMENT, _json(_assignment(searching, final)))
     write_atomic(deployed / HISTORY, _json(details))
-    write_atomic(deployed / PAGE, render_search(details))
+    write_atomic(deployed / PAGE, render_search(details, curves(searching.points)))
     if deployed != built:
         loaded = artifact.load(deployed, device=run.device)
     result = Result.publish(deployed, folder, report, model=loaded, force=force, keep=keep)
@@ -209,6 +210,7 @@ def _details(searching: _Search, final: Assignment, report: dict[str, Any]) -> d
             }
             for row, (name, level) in enumerate(zip(table.sites, final.choice, strict=True))
         ],
+        "points": [vars(point) for point in searching.points],
         "seconds": {key: round(value, 3) for key, value in searching.seconds.items()},
         "search": searching.found.to_dict(),
     }  # fmt: skip
@@ -235,14 +237,6 @@ def _trade_off(searching: _Search, report: dict[str, Any]) -> list[dict[str, Any
          "metrics": report["compressed"]["metrics"]}
     )  # fmt: skip
     return points
-
-
-def levels_of(problem: Problem, final: Assignment) -> dict[str, int]:
-    """Return how many units take each level."""
-    counts: dict[str, int] = {}
-    for level in problem.table.named(final).values():
-        counts[level] = counts.get(level, 0) + 1
-    return counts
 
 
 def _json(values: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +35,7 @@ from laconic.result import Result, TemporaryFolder
 from laconic.runner import frozen
 from laconic.search.builder import Builder
 from laconic.search.evaluator import EvaluatorJob, build_evaluator
+from laconic.search.families import Point, compared
 from laconic.search.finish import SearchOutcome, opened, published
 from laconic.search.goal import Cost, parse_goal
 from laconic.search.outliers import outlier_ratios
@@ -67,6 +68,7 @@ def search(
     workers: int = 1,
     cluster: str | None = None,
     examples: int | None = None,
+    families: Sequence[float] = (),
     coding: artifact.Effort = "fast",
     resume: bool = False,
     force: bool = False,
@@ -97,6 +99,8 @@ def search(
         workers: Processes that judge candidates.
         cluster: Address of a Ray cluster, or ``"local"``.
         examples: Most documents or examples to search on.
+        families: Also search each family of the levels alone, and all together, at these multiples
+            of a budget in bytes, for curves at equal bytes.
         coding: Entropy coding of the artefact.
         resume: Go on where a killed search with the same arguments stopped.
         force: Replace ``out`` and what an unfinished run left.
@@ -114,12 +118,14 @@ def search(
     """
     goal, how = parse_goal(budget), effort or Effort()
     _check(levels, method, task)
+    if families and (goal.kind != "bytes" or levels == "depth"):
+        raise ConfigError("search: families are compared at equal bytes; give a size or a ratio.")
     with thread_count(threads):
         job: dict[str, Any] = {
             "levels": _told(levels), "budget": budget, "method": method, "cost": cost,
             "fitness": fitness, "effort": vars(how), "where": vars(where or Where()), "seed": seed,
             "device": device, "threads": torch.get_num_threads(), "examples": examples,
-            "coding": coding, "task": describe_task(task),
+            "coding": coding, "task": describe_task(task), "families": list(families),
         }  # fmt: skip
         key = fingerprint(model, job, task)
         keep = TemporaryFolder() if out is None else None
@@ -248,6 +254,20 @@ class _Search:
         if reason is not None:
             self.notes.append(f"budget: {reason}")
         self.seconds["settle"] = time.perf_counter() - begun - self.found.seconds
+        self.points = self._points(fitness)
+
+    def _points(self, fitness: Fitness) -> list[Point]:
+        """Return the comparison of families, where it was asked for; kept once it is done."""
+        if not self.job["families"]:
+            return []
+        file = self.work.path / "families.json"
+        if not file.is_file():
+            begun = time.perf_counter()
+            rows = [vars(point) for point in self.compare(fitness, self.job["families"])]
+            self.seconds["families"] = time.perf_counter() - begun
+            write_atomic(file, json.dumps(rows))
+        held = json.loads(file.read_text())
+        return [Point(**{**row, "choice": tuple(row["choice"])}) for row in held]
 
     def _found(self, fitness: Fitness) -> SearchResult:
         file = self.work.path / "found.json"
@@ -268,6 +288,28 @@ class _Search:
         )  # fmt: skip
         write_atomic(file, json.dumps(found.to_dict()))
         return found
+
+    def compare(self, fitness: Fitness, ratios: Sequence[float]) -> list[Point]:
+        """Return what each family comes to at some multiples of the budget."""
+        if self.data is None or self.problem.bytes_limit is None:
+            raise ConfigError("search: families are compared at equal bytes, and on data.")
+        held_out, sampler = self.data.documents.take(self.data.held_out), self.sampler
+        method = self.job["method"]
+
+        def solve(part: Problem, starts: Sequence[Assignment]) -> SearchResult:
+            settings = solver_settings(
+                method, part.kind, part.table, part.budget, sampler, self.effort, starts=starts
+            )
+            return solver(method)(
+                part.table, fitness, sampler, budget=part.budget, seed=self.job["seed"],
+                progress=self.progress, **settings,
+            )  # fmt: skip
+
+        def judge(assignment: Assignment) -> float:
+            return fitness([assignment], held_out)[0]
+
+        limits = [int(self.problem.bytes_limit * ratio) for ratio in ratios]
+        return compared(self.problem, limits, self.builder, solve, judge)
 
     def _final(self, fitness: Fitness, settled: Assignment) -> Assignment:
         """Return the settled assignment, or the winner where it fits as it is and is better."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -52,9 +52,25 @@ class Effort:
 
 
 def solver_settings(
-    method: Method, kind: str, table: LevelTable, budget: Budget, sampler: Sampler, effort: Effort
+    method: Method,
+    kind: str,
+    table: LevelTable,
+    budget: Budget,
+    sampler: Sampler,
+    effort: Effort,
+    *,
+    starts: Sequence[Assignment] = (),
 ) -> dict[str, Any]:
     """Return the settings of a solver for a table.
+
+    Args:
+        method: Name of the solver.
+        kind: What the levels are.
+        table: Units by levels.
+        budget: Limit of its cost.
+        sampler: Draws data.
+        effort: Length of the search.
+        starts: Assignments that ``evolve`` may begin with, beside those of the table.
 
     Raises:
         ConfigError: Unknown method.
@@ -79,7 +95,7 @@ def solver_settings(
     if method == "evolve":
         settings["initial"] = (64, settings["stages"][0][1])
         if table.groups is None and table.has_errors:
-            settings["start"] = _starts(table, budget)
+            settings["start"] = _starts(table, budget, starts)
             settings["initial"] = (64, settings["stages"][1][1])
             settings["reach"] = _MIXED_REACH if kind not in ("bits", "sparsity", "rank") else 1
     return settings
@@ -93,9 +109,10 @@ def _depth_generations(budget: Budget, table: LevelTable) -> int:
     return max(10, max(int(k * (sizes[g] - k) / 1.5) for g, k in budget.items()))
 
 
-def _starts(table: LevelTable, budget: Budget) -> list[Assignment]:
+def _starts(table: LevelTable, budget: Budget, others: Sequence[Assignment]) -> list[Assignment]:
     """Return what the table says is best, and the uniform levels: the fittest is begun with."""
     if isinstance(budget, Mapping):
         return []
-    found = [dynamic_programme(table, int(budget)), *uniform_assignments(table, budget)]
-    return list({given.choice: given for given in found}.values())
+    best = dynamic_programme(table, int(budget))
+    found = [best, *uniform_assignments(table, budget), *others]
+    return list({given.choice: table.assignment(given.choice) for given in found}.values())
