@@ -112,7 +112,7 @@ def published(
     }  # fmt: skip
     if baselines and searching.task is not None and problem.kind != "depth":
         report["trade_off"] = _trade_off(searching, report)
-    details = _details(searching, final, report)
+    details = json.loads(_json(_details(searching, final, report)))  # as the file has it
     write_atomic(deployed / ASSIGNMENT, _json(_assignment(searching, final)))
     write_atomic(deployed / HISTORY, _json(details))
     write_atomic(deployed / PAGE, render_search(details, curves(searching.points)))
@@ -210,7 +210,7 @@ def _details(searching: _Search, final: Assignment, report: dict[str, Any]) -> d
             }
             for row, (name, level) in enumerate(zip(table.sites, final.choice, strict=True))
         ],
-        "points": [vars(point) for point in searching.points],
+        "points": [{**vars(point), "choice": list(point.choice)} for point in searching.points],
         "seconds": {key: round(value, 3) for key, value in searching.seconds.items()},
         "search": searching.found.to_dict(),
     }  # fmt: skip
