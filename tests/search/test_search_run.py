@@ -121,12 +121,12 @@ def test_a_bad_winner_gives_way_to_uniform(
 ) -> None:
     """A search that finds the worst it can is not what is built."""
     from laconic.budget import SearchResult
-    from laconic.search import run as run_module
+    from laconic.search import state
 
     def worst(table: Any, fitness: Any, sampler: Any, *, budget: int, **rest: Any) -> SearchResult:
         return SearchResult("evolve", table.assignment([0] * len(table.sites)), 1.0)
 
-    monkeypatch.setattr(run_module, "solver", lambda name: worst)
+    monkeypatch.setattr(state, "solver", lambda name: worst)
     found = search(decoder(blocks=2), "bits", text, budget="5x", out=tmp_path / "a")
     assert found.is_uniform
     assert found.reason.startswith("uniform is returned")

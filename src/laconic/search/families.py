@@ -17,6 +17,7 @@ _FALLBACK = "bits"  # what a site takes that has no level of a family, such as a
 MIXED = "mixed"
 Solve = Callable[[Problem, Sequence[Assignment]], SearchResult]
 Judge = Callable[[Assignment], float]
+Report = Callable[[Assignment], "dict[str, float] | None"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Point:
         bytes: Measured bytes of the artefact.
         held_out: Held-out fitness; lower is better.
         choice: Levels.
+        test_kl: KL divergence from the original on the test split, with its interval.
     """
 
     family: str
@@ -36,6 +38,7 @@ class Point:
     bytes: int
     held_out: float
     choice: tuple[int, ...]
+    test_kl: dict[str, float] | None = None
 
 
 def families_of(problem: Problem) -> list[str]:
@@ -63,7 +66,12 @@ def restricted(problem: Problem, family: str) -> LevelTable:
 
 
 def compared(
-    problem: Problem, limits: Sequence[int], builder: Builder, solve: Solve, judge: Judge
+    problem: Problem,
+    limits: Sequence[int],
+    builder: Builder,
+    solve: Solve,
+    judge: Judge,
+    report: Report,
 ) -> list[Point]:
     """Search each family and the whole table at each budget, with the same effort.
 
@@ -76,6 +84,7 @@ def compared(
         builder: Measures what is on disk.
         solve: Searches a problem; its second argument are assignments to begin with.
         judge: Held-out fitness of an assignment.
+        report: Test KL of an assignment.
     """
     points: list[Point] = []
     for limit in limits:
@@ -92,7 +101,9 @@ def compared(
             except BudgetError:  # entropy coding or the manifest take it above the limit
                 continue
             size = builder.measure(problem)(settled.choice)
-            points.append(Point(family, limit, size, judge(settled), settled.choice))
+            points.append(
+                Point(family, limit, size, judge(settled), settled.choice, report(settled))
+            )
             if winner.cost <= min(limit, problem.table.attainable()[1]):
                 found.append(winner)
     return points

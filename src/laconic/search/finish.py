@@ -26,7 +26,7 @@ from laconic.search.problem import as_json, budget_text
 from laconic.weights.quantize.round_to_nearest import RoundToNearest
 
 if TYPE_CHECKING:
-    from laconic.search.run import _Search
+    from laconic.search.state import Searching
 
 ASSIGNMENT, HISTORY, PAGE = "assignment.json", "search.json", "search.html"
 
@@ -79,7 +79,7 @@ def opened(result: Result) -> SearchOutcome:
 
 
 def published(
-    searching: _Search,
+    searching: Searching,
     folder: Path,
     *,
     goal: Goal,
@@ -125,7 +125,7 @@ def published(
     )  # fmt: skip
 
 
-def _run_of(searching: _Search) -> Run:
+def _run_of(searching: Searching) -> Run:
     """Return the run that the report is made of; its recipe only names the search."""
     run = Run(
         original=searching.model,
@@ -150,7 +150,7 @@ def _coding(effort: str) -> Any:
     return "smallest" if effort == "smallest" else "fast"
 
 
-def _steps(searching: _Search, size: int) -> list[dict[str, Any]]:
+def _steps(searching: Searching, size: int) -> list[dict[str, Any]]:
     found, quality = searching.found, None
     if searching.task is not None:
         model = searching.builder.build(searching.problem.units, searching.final.choice)
@@ -168,11 +168,11 @@ def _steps(searching: _Search, size: int) -> list[dict[str, Any]]:
     ]
 
 
-def _notes(searching: _Search) -> list[str]:
+def _notes(searching: Searching) -> list[str]:
     return [*searching.notes, *searching.found.notes, searching.judged.reason]
 
 
-def _assignment(searching: _Search, final: Assignment) -> dict[str, Any]:
+def _assignment(searching: Searching, final: Assignment) -> dict[str, Any]:
     problem = searching.problem
     return {
         "levels": problem.kind,
@@ -183,7 +183,7 @@ def _assignment(searching: _Search, final: Assignment) -> dict[str, Any]:
     }
 
 
-def _details(searching: _Search, final: Assignment, report: dict[str, Any]) -> dict[str, Any]:
+def _details(searching: Searching, final: Assignment, report: dict[str, Any]) -> dict[str, Any]:
     problem, judged = searching.problem, searching.judged
     table = problem.table
     return {
@@ -216,7 +216,7 @@ def _details(searching: _Search, final: Assignment, report: dict[str, Any]) -> d
     }  # fmt: skip
 
 
-def _trade_off(searching: _Search, report: dict[str, Any]) -> list[dict[str, Any]]:
+def _trade_off(searching: Searching, report: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the points of the plot: the original, uniform levels, and what was found."""
     task, problem = searching.task, searching.problem
     if task is None:
