@@ -62,7 +62,7 @@ def data_options(function: _Function) -> _Function:
             "data_options",
             multiple=True,
             metavar="KEY=VALUE",
-            callback=_pairs,
+            callback=pairs,
             help="An option of the data set, such as length=256; may be given again.",
         ),
         click.option(
@@ -87,7 +87,7 @@ def out_options(function: _Function) -> _Function:
     return function
 
 
-def _pairs(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> dict[str, Any]:
+def pairs(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> dict[str, Any]:
     import yaml
 
     found: dict[str, Any] = {}

@@ -17,6 +17,7 @@ COMMANDS = {
     "export": (f"{_HERE}.export", "Write a compressed model as a dense one or as ONNX."),
     "verify": (f"{_HERE}.verify", "Check every byte of a compressed model."),
     "doctor": (f"{_HERE}.doctor", "Say what each family can do for a model, before any work."),
+    "gradients": (f"{_HERE}.gradients", "Make the gradients of distributed training smaller."),
     "recipes": (f"{_HERE}.recipes", "List the built-in recipes, or show one."),
     "methods": (f"{_HERE}.methods", "List the methods, or the settings of one."),
     "study": (f"{_HERE}.study", "Run the studies: one paper's claim each."),
