@@ -61,7 +61,7 @@ class SparseGpt(PruneStep):
 
     Source: Frantar and Alistarh 2023, algorithm 1, sections 3.3 and 3.5 (joint quantization).
     Differs: exact counts, ties by index; the published code prunes all ties. Scales are symmetric
-    and fitted to the weights as they were, by group.
+    and by group, fitted when a group is reached, as GPTQ does; a block is of whole groups then.
     """
 
     default_types: ClassVar[tuple[SiteKind, ...]] = ("linear", "conv")
@@ -160,15 +160,19 @@ class SparseGpt(PruneStep):
         if self.bits is None:
             return None
         size = self._group(matrix.shape[1], site=site)
-        grid = fit_grid(
+        codes = torch.full_like(matrix, 2 ** (self.bits - 1))
+        return Rounder(self.grid(matrix, size, site=site), size, codes, self, site)
+
+    def grid(self, matrix: Tensor, size: int, *, site: str) -> Grid:
+        """Fit the levels of a matrix (rows, cols) in groups of ``size`` columns."""
+        return fit_grid(
             matrix.reshape(matrix.shape[0], -1, size),
-            bits=self.bits,
+            bits=self.bits or 0,
             symmetric=True,
             search="absmax",
             scale_type=self.scale_dtype,
             site=site,
         )
-        return Rounder(grid, size, torch.full_like(matrix, 2 ** (self.bits - 1)))
 
     def fit(self, site: Site, generator: torch.Generator) -> Form:
         """Return the sparse form of a site, its values updated."""
@@ -186,7 +190,7 @@ class SparseGpt(PruneStep):
             dead = None if factor.blind else factor.dead
             diagonal = factor.upper.diagonal()
             column = _Prune(self, diagonal, dead, held, mask[rows], rounder, first=rows.start)
-            values[rows] = sweep(matrix[rows], factor.upper, column, block=self._block())
+            values[rows] = sweep(matrix[rows], factor.upper, column, block=self._block(rounder))
             blind += factor.blind
         if blind:
             warnings.warn(
@@ -198,13 +202,12 @@ class SparseGpt(PruneStep):
         if isinstance(site.form, Sparse):
             self.check_superset(held_values(site.form), int(mask.sum()), site=site.name)
         if rounder is not None:
-            return rounder.form(site.form, mask if self.pattern else None, self)
+            return rounder.form(site.form, mask if self.pattern else None)
         return sparse_form(values, mask, site.form, self.pattern or "unstructured")
 
-    def _block(self) -> int:
-        if self.pattern is None:
-            return self.block
-        size = self.n_m()[1]  # a group must lie in one block
+    def _block(self, rounder: Rounder | None) -> int:
+        """Return the columns of a block: what is chosen or scaled together lies in one."""
+        size = rounder.size if rounder is not None and rounder.moving else self._unit
         return size * max(1, self.block // size)
 
     def _widths(self, cols: int) -> list[int]:
@@ -216,27 +219,43 @@ class Rounder:
     """Rounds what stays, and writes down its codes.
 
     Attributes:
-        grid: Levels of all weights (rows, groups, 1).
+        grid: Levels of all weights (rows, groups, 1); fitted anew when a group is reached.
         size: Columns of a group.
         codes: (rows, cols) codes so far; that of zero where nothing was written.
+        step: Fits levels.
+        site: Name for messages.
     """
 
     grid: Grid
     size: int
     codes: Tensor
+    step: SparseGpt
+    site: str
+
+    @property
+    def moving(self) -> bool:
+        """Levels are fitted group by group, to weights that carry all earlier errors."""
+        return self.size < self.codes.shape[1]
 
     def __call__(self, index: int, weight: Tensor, kept: Tensor, first: int) -> Tensor:
-        """Return column ``index`` of rows from ``first`` on, rounded where it is kept."""
+        """Return column ``index`` of rows from ``first`` on, rounded where it is kept.
+
+        ``weight`` holds that column and the rest of its block.
+        """
         rows = slice(first, first + len(weight))
+        if self.moving and index % self.size == 0:
+            fresh = self.step.grid(weight[:, : self.size], self.size, site=self.site)
+            self.grid.scale[rows, index // self.size] = fresh.scale[:, 0]
         scale = self.grid.scale[rows, index // self.size, 0]
         zero = float(2 ** (self.grid.bits - 1))
-        codes = ((weight / scale).round() + zero).clamp(0, 2**self.grid.bits - 1)
+        codes = ((weight[:, 0] / scale).round() + zero).clamp(0, 2**self.grid.bits - 1)
         codes = torch.where(kept, codes, torch.full_like(codes, zero))
         self.codes[rows, index] = codes
         return scale * (codes - zero)
 
-    def form(self, like: Form, mask: Tensor | None, step: SparseGpt) -> Form:
+    def form(self, like: Form, mask: Tensor | None) -> Form:
         """Return the codes as a form: of the kept ones, or of all where there is no pattern."""
+        step = self.step
         n, m = step.n_m() if mask is not None else (1, 1)
         codes = self.codes.to(torch.uint8)
         shape = like.shape
@@ -288,7 +307,7 @@ class _Prune:
         if self.earlier is not None:
             kept = kept & self.earlier[:, index]
         if self.rounder is not None:
-            return self.rounder(index, weight[:, 0], kept, self.first)
+            return self.rounder(index, weight, kept, self.first)
         return weight[:, 0] * kept
 
     def _zeros(self, rows: int, width: int) -> int:
