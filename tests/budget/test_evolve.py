@@ -132,10 +132,11 @@ def test_candidates_of_a_stage_share_documents_and_stages_draw_fresh_ones() -> N
 def test_linear_fitness_on_subsets_is_solved_as_fast_as_the_theory_says(children: int) -> None:
     units, dropped = 12, 4
     table, generations = subset_table(units), []
+    limit = 300 // children
     for seed in range(20):
         weights = np.stack([np.zeros(units), -RNG(seed).permutation(units)], axis=1)
         found = evolve(
-            table, Linear(weights), documents(), budget=units - dropped, generations=300 // children,
+            table, Linear(weights), documents(), budget=units - dropped, generations=limit,
             offspring=children, stages=((1, 20),), initial=(1, 20), seed=seed,
         )  # fmt: skip
         optimum = -sum(range(dropped, units))

@@ -15,6 +15,7 @@ def main(spec_file: str, out_file: str) -> None:
 
     from laconic.cli._options import load
     from laconic.gradients.timing import Variant, time_rank
+    from laconic.task import Batch
 
     spec: dict[str, Any] = json.loads(Path(spec_file).read_text(encoding="utf-8"))
     dist.init_process_group("gloo")
@@ -24,7 +25,7 @@ def main(spec_file: str, out_file: str) -> None:
     if task is None or task.train is None:
         raise SystemExit(f"--data {spec['data']} has no training split")
     drawn = torch.Generator().manual_seed(spec["seed"] + dist.get_rank())
-    batches: list[dict[str, torch.Tensor]] = []
+    batches: list[Batch] = []
     while len(batches) < spec["batches"]:
         for batch in task.train.batches(spec["batch_size"], generator=drawn):
             batches.append(batch)
