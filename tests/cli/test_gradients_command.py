@@ -55,6 +55,8 @@ def test_the_plan_counts_every_byte(here: Path) -> None:
         (["--method", "top-k", "--set", "denisty=0.1"], "Did you mean 'density'"),
         (["--method", "top-k", "--set", "density=7"], "density=7"),
         (["--method", "top-k", "--set", "density"], "not KEY=VALUE"),
+        (["--method", "l-greco"], "add --adaptive"),
+        (["--method", "powersgd", "--adaptive"], "--adaptive needs --data"),
     ],
 )
 def test_mistakes_are_told(here: Path, words: list[str], said: str) -> None:
@@ -63,17 +65,36 @@ def test_mistakes_are_told(here: Path, words: list[str], said: str) -> None:
     assert said in (found.output + str(found.exception))
 
 
+def test_adaptive_plans_take_fewer_bytes_at_no_larger_error(here: Path) -> None:
+    words = ["gradients", "plan", "gradient_net:build", "--method", "powersgd", "--set", "rank=4",
+             "--adaptive", "--data", "digits", "--json"]  # fmt: skip
+    found = CliRunner().invoke(main, words)
+    assert found.exit_code == 0, found.output
+    told = json.loads(found.stdout)
+    chosen = told["adaptive"]
+    assert chosen["bytes"] <= chosen["uniform_bytes"]
+    assert chosen["error"] <= chosen["limit"] == chosen["uniform_error"]
+    coded = sum(r["bytes"] for r in told["tensors"].values() if r["route"] == "reduce")
+    assert coded == chosen["bytes"]
+
+
 def test_steps_are_timed_on_real_ranks(here: Path) -> None:
     words = ["gradients", "bench", "gradient_net:build", "--data", "digits", "--steps", "3",
-             "--warmup", "2", "--method", "top-k", "--set", "density=0.05",
+             "--warmup", "2", "--method", "top-k", "--set", "density=0.05", "--adaptive",
              "--plot", "steps.svg", "--json"]  # fmt: skip
     found = CliRunner().invoke(main, words)
     assert found.exit_code == 0, found.output
     told = json.loads(found.stdout)
     (link,) = told["links"]
     rows = {row["variant"]: row for row in link["rows"]}
-    assert set(rows) == {"DDP", "PyTorch fp16", "PyTorch PowerSGD", "top-k", "no exchange"}
-    mine = rows["top-k"]
+    assert set(rows) == {
+        "DDP",
+        "PyTorch fp16",
+        "PyTorch PowerSGD",
+        "l-greco (top-k)",
+        "no exchange",
+    }
+    mine = rows["l-greco (top-k)"]
     parts = mine["compute_ms"] + mine["compress_ms"] + mine["transfer_ms"]
     assert parts >= mine["step_ms"] - 0.01
     assert 0 < mine["sent_bytes"] < 4 * (64 * 96 + 96 + 96 * 10 + 10) // 4

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from laconic.cli._gradients_options import check_method, settings_option
+from laconic.cli._gradients_options import adaptive_option, check_method, settings_option
 from laconic.cli._group import Command
 from laconic.cli._options import data_options, json_option, load, prepare, weights_option
 from laconic.cli._output import note, show, show_json
@@ -28,6 +28,7 @@ _PEERS = {"DDP": "ddp", "PyTorch fp16": "torch-fp16", "PyTorch PowerSGD": "torch
 @click.option("--method", "methods", multiple=True, default=("dgc",), show_default=True,
               help="Methods to time beside plain DDP and PyTorch's own hooks.")  # fmt: skip
 @settings_option
+@adaptive_option
 @click.option("--ranks", type=click.IntRange(2, 64), default=2, show_default=True,
               help="Processes on this machine.")  # fmt: skip
 @click.option("--link", "links", type=click.FloatRange(min=0, min_open=True), multiple=True,
@@ -52,6 +53,7 @@ def command(
     data_options: dict[str, Any],
     methods: tuple[str, ...],
     settings: dict[str, Any],
+    adaptive: bool,
     ranks: int,
     links: tuple[float, ...],
     steps: int,
@@ -78,12 +80,18 @@ def command(
     prepare(seed, None, "cpu")
     load(model, weights, data, data_options, seed)  # whatever is wrong is said here, once
     variants: list[dict[str, Any]] = [
-        {"label": label, "method": peer} for label, peer in _PEERS.items()
+        *({"label": label, "method": peer} for label, peer in _PEERS.items()),
+        *(
+            {
+                "label": f"l-greco ({m})" if adaptive else m,
+                "method": m,
+                "settings": _own(m, settings, known),
+                "adaptive": adaptive,
+            }
+            for m in known
+        ),
+        {"label": "no exchange", "method": "no-exchange"},
     ]
-    variants += [
-        {"label": m, "method": m, "settings": _own(m, settings, known)} for m in known
-    ]  # fmt: skip
-    variants.append({"label": "no exchange", "method": "no-exchange"})
     spec = {
         "model": model, "weights": str(weights.resolve()) if weights else None, "data": data,
         "data_options": data_options, "seed": seed, "variants": variants, "lr": lr,

@@ -26,6 +26,15 @@ def settings_option(function: _Function) -> _Function:
     )(function)
 
 
+def adaptive_option(function: _Function) -> _Function:
+    """Add ``--adaptive``."""
+    return click.option(
+        "--adaptive",
+        is_flag=True,
+        help="Let L-GreCo choose the method's setting for each tensor; needs --data.",
+    )(function)
+
+
 def check_method(method: str, settings: Mapping[str, Any]) -> None:
     """Refuse an unknown method or a setting that it does not have, before any work.
 
@@ -36,6 +45,11 @@ def check_method(method: str, settings: Mapping[str, Any]) -> None:
     from laconic.settings import bounds_of
 
     cls = registry.get(method, wing="gradients").cls
+    if "inner" in cls.__dataclass_fields__:
+        raise ConfigError(
+            f"--method {method} chooses settings for another method. Name that one, such as "
+            "powersgd, and add --adaptive."
+        )
     known = [name for name in bounds_of(cls) if name in {f.name for f in fields(cls)}]
     for key in settings:
         if key not in known:

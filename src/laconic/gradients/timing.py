@@ -16,10 +16,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from laconic.errors import ConfigError, nearest
+from laconic.gradients.lgreco import LGreCo
 from laconic.gradients.transport import Pending, Transport
 
 Loss = Callable[[nn.Module, int], Tensor]
 _WHOLE_MODEL_MB = 1 << 20  # one bucket for all gradients
+_PERIOD, _PROBE = 20, 5  # steps between the choices of L-GreCo, and steps that it looks at
 PEERS = ("ddp", "torch-fp16", "torch-powersgd", "no-exchange")
 
 
@@ -32,11 +34,13 @@ class Variant:
         method: Name of a registered method, or one of ``PEERS``: plain DDP, PyTorch's own fp16 and
             PowerSGD hooks, and DDP that exchanges nothing.
         settings: Settings of the method.
+        adaptive: L-GreCo chooses the method's setting for each tensor, every 20 steps.
     """
 
     label: str
     method: str
     settings: Mapping[str, Any] = field(default_factory=dict)
+    adaptive: bool = False
 
 
 class Stopwatch:
@@ -105,6 +109,8 @@ class Runner:
         else:
             self.state = build_state(method, self.model, self.optimizer, settings)
             self.watch = self.state.transport = Stopwatch(self.state.transport)
+            if self.variant.adaptive:
+                LGreCo(self.state, start_step=2, period=_PERIOD, probe_steps=_PROBE)
             self.model.register_comm_hook(self, _timed_hook)
 
     @property
