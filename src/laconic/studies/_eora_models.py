@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -16,8 +13,8 @@ from laconic import datasets, zoo
 from laconic.errors import DataError, LaconicWarning
 from laconic.modelspec import load_task
 from laconic.studies.base import Conditions
+from laconic.studies.byte_llama import Recipe, trained
 from laconic.task import Task, TensorSplit
-from laconic.training import fit
 
 Domain = Literal["code", "english"]
 
@@ -28,7 +25,6 @@ _TEST = 256
 _TRAIN = 8192  # windows of each domain
 _STEPS = 1400
 _BATCH = 8
-_LR = 3e-3
 
 
 @dataclass(frozen=True)
@@ -92,23 +88,8 @@ def byte_model(conditions: Conditions) -> nn.Module:
     """Return a byte-level Llama trained on both domains, from the cache where it is there."""
     parts = [_tokens(domain_task(domain, 0)) for domain in ("code", "english")]
     train = TensorSplit({"input_ids": torch.cat(parts)})
-    task = Task(
-        kind="causal-lm", test=train.take(1), train=train, batch_size=_BATCH, name="library"
-    )
-    model = zoo.byte_llama(width=WIDTH, blocks=BLOCKS, heads=HEADS, seed=conditions.seed)
-    fit(
-        model, task, steps=_STEPS, lr=_LR, seed=conditions.seed, device=conditions.device,
-        checkpoint=cache_folder() / f"eora-byte-llama-{_key(train, conditions)}.pt",
-        progress=conditions.progress, label="byte-level Llama",
-    )  # fmt: skip
-    trained: nn.Module = model.eval()
-    return trained
-
-
-def cache_folder() -> Path:
-    """Return the folder of trained weights: ``$LACONIC_CACHE/studies`` or under the home folder."""
-    given = os.environ.get("LACONIC_CACHE")
-    return (Path(given) if given else Path.home() / ".cache" / "laconic") / "studies"
+    recipe = Recipe("eora", WIDTH, BLOCKS, HEADS, _STEPS, _BATCH)
+    return trained(recipe, train, conditions)
 
 
 def _tokens(task: Task) -> torch.Tensor:
@@ -116,14 +97,3 @@ def _tokens(task: Task) -> torch.Tensor:
     if not isinstance(split, TensorSplit):
         raise DataError("study 'eora': the standard library's text is not held in memory.")
     return split.tensors["input_ids"]
-
-
-def _key(train: TensorSplit, conditions: Conditions) -> str:
-    """Return a name of everything that fixes the trained weights: text, settings, versions."""
-    told = (
-        WIDTH, BLOCKS, HEADS, _STEPS, _BATCH, _LR, conditions.seed, conditions.device,
-        torch.__version__,
-    )  # fmt: skip
-    digest = hashlib.sha256(repr(told).encode())
-    digest.update(train.tensors["input_ids"].numpy().tobytes())
-    return digest.hexdigest()[:16]
