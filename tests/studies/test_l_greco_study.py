@@ -297,3 +297,11 @@ def test_unknown_names_are_refused() -> None:
         models.build_task({"name": "mars"})
     with pytest.raises(ConfigError, match=r"network 'mars'.*byte-llama, resnet18"):
         models.build_model({"name": "mars"}, 0)
+
+
+def test_a_batch_larger_than_the_data_is_refused() -> None:
+    task = datasets.load("digits", limit=20)
+    with pytest.raises(DataError, match="20 training examples are fewer than a batch of 32"):
+        next(probes.endless(task, 32, torch.Generator()))
+    whole = probes.endless(task, 8, torch.Generator().manual_seed(0))
+    assert [len(next(whole)["y"]) for _ in range(5)] == [8] * 5, "short batches are left out"

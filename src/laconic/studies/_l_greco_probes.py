@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from laconic.budget import cheapest
+from laconic.errors import DataError
 from laconic.gradients import QSGD, CommState, LoopbackGroup, PowerSGD, TopK
 from laconic.gradients.base import Value
 from laconic.gradients.planning import Problem, error_table
@@ -143,9 +144,15 @@ def endless(task: Task, size: int, source: torch.Generator) -> Iterator[Batch]:
     """Yield training batches of full size, epoch after epoch.
 
     Raises:
-        StopIteration: Never; a task without training examples yields nothing.
+        DataError: Fewer training examples than one batch has.
     """
-    while task.train is not None and len(task.train) >= size:
+    if task.train is None or len(task.train) < size:
+        count = 0 if task.train is None else len(task.train)
+        raise DataError(
+            f"task {task.name!r}: {count} training examples are fewer than a batch of {size}. "
+            "Use a smaller batch or more data."
+        )
+    while True:
         for batch in task.train.batches(size, generator=source):
             if len(next(iter(batch.values()))) == size:
                 yield batch
