@@ -79,7 +79,7 @@ def filled(
 ) -> tuple[FormDatabase, list[Unit], LevelTable]:
     """A database of rounded weights, its units and its table."""
     levels = levels or bits_set()
-    sites = find_sites(model)
+    sites = [site for site in find_sites(model) if any(levels.of(site))]
     database = FormDatabase(levels.names, **more)
     fill_(database, model, sites, levels.of, task, calibration=levels.calibration)
     units: list[Unit] = [SiteUnit(site, database) for site in sites]
