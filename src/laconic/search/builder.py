@@ -51,7 +51,8 @@ class Builder:
             elif isinstance(unit, SiteUnit):
                 form = unit.database.form(unit.name, level)
                 if form is not None:
-                    install_(made, unit.name, deepcopy(form), layout=unit.site.layout)
+                    own = deepcopy(form).to(unit.site.original.device)
+                    install_(made, unit.name, own, layout=unit.site.layout)
             else:
                 raise ConfigError(f"search: {unit.name} is no unit that an artefact can hold.")
         return made

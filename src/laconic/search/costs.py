@@ -23,7 +23,7 @@ from laconic.forms.sparse import Sparse
 from laconic.forms.sum import Sum
 from laconic.search.database import FormDatabase
 from laconic.task import Task
-from laconic.weights._flow import quiet
+from laconic.weights._flow import device_of, quiet
 from laconic.weights.base import Site
 
 
@@ -119,7 +119,7 @@ def input_shapes(model: nn.Module, sites: Sequence[Site], task: Task) -> dict[st
             module = model.get_submodule(site.module_name)
             handle = module.register_forward_hook(look(site.name), with_kwargs=True)
             stack.callback(handle.remove)
-        task.forward(model, batch)
+        task.forward(model, {key: t.to(device_of(model)) for key, t in batch.items()})
     for site in sites:
         if site.name not in found:
             raise ConfigError(
@@ -177,7 +177,7 @@ def _time_layer(module: nn.Module, site: Site, form: Form, given: Tensor) -> flo
     if not isinstance(form, Dense):
         holder = nn.ModuleDict({"layer": layer})
         name = site.name.rpartition(".")[2]
-        install_(holder, f"layer.{name}", deepcopy(form), layout=site.layout)
+        install_(holder, f"layer.{name}", deepcopy(form).to(given.device), layout=site.layout)
         prepare_(holder, "auto")
         layer = holder["layer"]
     run: Callable[[], Tensor] = lambda: layer(given)  # noqa: E731 - a call without arguments
@@ -188,7 +188,8 @@ def _time_layer(module: nn.Module, site: Site, form: Form, given: Tensor) -> flo
 def _whole(model: nn.Module, task: Task) -> int:
     batch = next(iter((task.calibration_split() or task.test).batches(1)))
     with quiet(model):
-        found = measure({"model": lambda: task.forward(model, batch)}, torch.device("cpu"))
+        batch = {key: tensor.to(device_of(model)) for key, tensor in batch.items()}
+        found = measure({"model": lambda: task.forward(model, batch)}, device_of(model))
     return round(found["model"])
 
 
