@@ -33,7 +33,7 @@ def render_search(held: Mapping[str, Any], curves: Sequence[Curve] = ()) -> str:
             size=format_bytes,
             history=[Markup(draw_history(points, width=w)) for w in (WIDE, NARROW) if points],
             curves=[Markup(draw_curves(curves, width=w)) for w in (WIDE, NARROW) if curves],
-            curve_names=[name for name, _ in curves],
+            curve_keys=list(zip([name for name, _ in curves], _styles(curves), strict=True)),
             grid=Markup(draw_grid(held["units"], held["levels"])),
             facts=_facts(held),
             **_inlined(),
@@ -53,7 +53,16 @@ def _facts(held: Mapping[str, Any]) -> list[tuple[str, str]]:
         "settings": {k: v for k, v in found["settings"].items() if k != "start"},
         "job": held["job"],
     }
-    return [(name, str(value)) for name, value in flat(told)]
+    return [(name, str(value)) for name, value in flat(_rounded(told))]
+
+
+def _rounded(value: Any) -> Any:
+    """Return plain values with numbers as people read them."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, list) else value
 
 
 def _points(found: Mapping[str, Any]) -> list[tuple[float, float, bool]]:
@@ -90,7 +99,8 @@ def draw_curves(curves: Sequence[Curve], *, width: int) -> str:
     x = Axis(min(sizes) / 1.05, max(sizes) * 1.05, 64, width - 16, log=True)
     y = Axis(min(values) / 1.2, max(values) * 1.2, height - 46, 26, log=True)
     body = [_frame(x, y, "bytes on disk", "held-out fitness, lower is better", height, sizes=True)]
-    for number, (name, points) in enumerate(curves, 1):
+    styled = list(zip(curves, _styles(curves), strict=True))
+    for (name, points), style in styled[::-1]:  # what comes first lies on top
         line = " ".join(f"{x(a):.1f},{y(max(b, 1e-9)):.1f}" for a, b in points)
         dots = [
             element("circle", tooltip(f"{name}: {format_bytes(a)}, {b:.4g}"), class_="dot",
@@ -98,8 +108,15 @@ def draw_curves(curves: Sequence[Curve], *, width: int) -> str:
             for a, b in points
         ]  # fmt: skip
         path = element("polyline", points=line, fill="none", stroke="currentColor", stroke_width=2)
-        body.append(element("g", path, *dots, class_=f"run-{number}"))
+        body.append(element("g", path, *dots, class_=style))
     return _svg(f"curves-{width}", "Held-out fitness over bytes", width, height, body)
+
+
+def _styles(curves: Sequence[Curve]) -> list[str]:
+    """Return a class for each curve: the first in the accent, the others in colours of runs."""
+    if not curves:
+        return []
+    return ["mark", *(f"run-{number % 5 + 1}" for number in range(len(curves) - 1))]
 
 
 def draw_grid(units: Sequence[Mapping[str, Any]], levels: Sequence[str]) -> str:
