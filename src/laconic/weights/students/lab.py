@@ -111,6 +111,8 @@ class Lab:
         )
         self.trainers = Trainers(lesson, training, seed=seed, workers=workers, device=device)
         self._seen: dict[str, Child] = {}
+        self._space: Space | None = None
+        self._met: dict[tuple[int, ...], Child] = {}  # by the actions that gave it, in that space
         self._weights: dict[str, Mapping[str, Tensor]] = {}
         if self.accuracy <= 0:
             raise ConfigError("students: the teacher gets no validation example right. Train it.")
@@ -140,6 +142,13 @@ class Lab:
         """Return the best children with their weights, the best first."""
         ranked = sorted(self._weights, key=lambda k: (-self.plain(self._seen[k]), k))
         return [(self._seen[key], self._weights[key]) for key in ranked]
+
+    def judge_start(
+        self, space: Space, weights: Mapping[str, Tensor] | None = None
+    ) -> Child | None:
+        """Judge the network that a stage starts from; None where it is not smaller."""
+        child = self.judge(space, [space.still()], weights=weights)[0]
+        return None if child.accuracy is None else child
 
     def judge(
         self,
@@ -222,6 +231,16 @@ class Lab:
         return held
 
     def _draft(self, space: Space, actions: Sequence[int]) -> tuple[Draft | None, Child]:
+        if self._space is not space:
+            self._space, self._met = space, {}
+        met = self._met.get(tuple(actions))
+        if met is not None and (met.reason or met.key in self._seen):
+            return None, met
+        made, child = self._built(space, actions)
+        self._met[tuple(actions)] = child
+        return made, child
+
+    def _built(self, space: Space, actions: Sequence[int]) -> tuple[Draft | None, Child]:
         told = space.tell(actions)
         try:
             made = draft(space.network, space.plan(actions))

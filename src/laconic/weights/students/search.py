@@ -53,6 +53,7 @@ def run_stage(
     policy: PolicySpec,
     seed: int = 0,
     weights: Mapping[str, Tensor] | None = None,
+    start: Child | None = None,
     progress: Progress | None = None,
 ) -> StageResult:
     """Search one stage; goes on from where an earlier run of the lab's folder stopped.
@@ -66,6 +67,7 @@ def run_stage(
         policy: Which policy and how it learns.
         seed: Source of the policy's weights and of what it samples.
         weights: What children inherit, where they do.
+        start: What the stage starts from, where that is a child: it may be the best too.
         progress: Where progress is shown.
 
     Raises:
@@ -85,7 +87,7 @@ def run_stage(
         history = _take_up(path, settings, learner)
     bar = (progress or NullProgress()).start(stage, iterations)
     (progress or NullProgress()).advance(bar, len(history))
-    children: dict[str, Child] = {}
+    children: dict[str, Child] = {} if start is None else {start.key: start}
     held = {child.key: child for child in lab.children}
     for row in history:
         pairs = zip(row["keys"], row["actions"], strict=True)

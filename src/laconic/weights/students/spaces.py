@@ -49,6 +49,10 @@ class Space(Protocol):
         """Return the actions of the smallest child."""
         ...
 
+    def still(self) -> list[int]:
+        """Return the actions that change nothing."""
+        ...
+
 
 @dataclass(frozen=True)
 class RemovalSpace:
@@ -79,6 +83,10 @@ class RemovalSpace:
         """Return the actions that drop every free unit."""
         return [int(bool(unit.fixed)) for unit in self.network.units]
 
+    def still(self) -> list[int]:
+        """Return the actions that keep every unit."""
+        return [1] * len(self.network.units)
+
 
 @dataclass(frozen=True)
 class ShrinkSpace:
@@ -92,9 +100,9 @@ class ShrinkSpace:
         network: What is shrunk.
         ratios: Options; 1 must be among them.
         min_filters: Fewest filters; 10, as in the paper.
-        padding: ``follow`` keeps the odd kernel of a convolution that preserves image size odd,
-            and moves its padding with it; ``free`` decides padding by itself, as in the paper,
-            where many children do not fit together.
+        padding: ``follow`` takes the nearest odd kernel where a convolution preserves the
+            image's size, and moves its padding with it; ``free`` takes the floor and decides
+            padding by itself, as in the paper, where many children do not fit together.
         keep: Kinds or names of units that are not shrunk.
 
     Raises:
@@ -146,10 +154,9 @@ class ShrinkSpace:
         if field == "padding":
             follows = self._follows(unit)
             return still if follows else [_scaled(now, r, 0) for r in self.ratios]
-        made = [_scaled(now, r, 1) for r in self.ratios]
         if field == "kernel" and self._follows(unit):
-            made = [tuple(k - (k % 2 == 0) for k in kernel) for kernel in made]
-        return made
+            return [tuple(_nearest_odd(k * r) for k in now) for r in self.ratios]
+        return [_scaled(now, r, 1) for r in self.ratios]
 
     @staticmethod
     def _may_shrink(unit: Unit) -> bool:
@@ -191,7 +198,7 @@ class ShrinkSpace:
     @cached_property
     def decisions(self) -> Decisions:
         """Units and fields by ratios, (4 * units, ratios)."""
-        stays = max(i for i, ratio in enumerate(self.ratios) if ratio == 1)
+        stays = self._stays
         rows, allowed = [], []
         for unit, fields in zip(self.network.units, self._choices, strict=True):
             for number, values in enumerate(fields):
@@ -251,13 +258,26 @@ class ShrinkSpace:
     def least(self) -> list[int]:
         """Return the actions of the smallest ratios everywhere they are allowed."""
         smallest = min(range(len(self.ratios)), key=self.ratios.__getitem__)
-        stays = max(i for i, ratio in enumerate(self.ratios) if ratio == 1)
+        stays = self._stays
         allowed = self.decisions.allowed[:, smallest].tolist()
         return [smallest if free else stays for free in allowed]
+
+    def still(self) -> list[int]:
+        """Return the actions of ratio 1 everywhere."""
+        return [self._stays] * (len(FIELDS) * len(self.network.units))
+
+    @property
+    def _stays(self) -> int:
+        """The last option that changes nothing; fixed steps take it."""
+        return max(i for i, ratio in enumerate(self.ratios) if ratio == 1)
 
 
 def _scaled(values: tuple[int, ...], ratio: float, least: int) -> tuple[int, ...]:
     return tuple(max(floor(value * ratio + 1e-9), least) for value in values)
+
+
+def _nearest_odd(size: float) -> int:
+    return 2 * floor((size - 1) / 2 + 0.5) + 1 if size > 1 else 1
 
 
 def _first(value: Any) -> int:

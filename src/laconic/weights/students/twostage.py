@@ -78,6 +78,7 @@ def n2n(
     task: Task,
     *,
     stages: Sequence[Stage] = ("removal", "shrinkage"),
+    start: nn.Module | None = None,
     rollouts: int = 5,
     iterations: Sequence[int] | int = (100, 50),
     child: ChildTraining | None = None,
@@ -107,6 +108,8 @@ def n2n(
         teacher: Trained convolutional classifier that ``torch.fx`` can trace; never changed.
         task: Classification; its test split is read once, at the very end.
         stages: ``removal``, ``shrinkage``, or both in this order.
+        start: Network that the first stage cuts from, for example the student of an earlier
+            search; the teacher where None. Rewards and distillation stay those of the teacher.
         rollouts: Children sampled for an update of the policy; 5, as in the paper.
         iterations: Updates, for each stage; 100 and 50, as in the paper.
         child: How children are trained.
@@ -154,7 +157,16 @@ def n2n(
                 workers=workers, device=device, folder=None if resume is None else Path(resume),
             )
         )  # fmt: skip
-        found = _stages(lab, teacher, counts, rules, policy, rollouts, seed, progress)
+        found = _stages(
+            lab,
+            start if start is not None else teacher,
+            counts,
+            rules,
+            policy,
+            rollouts,
+            seed,
+            progress,
+        )
         best = found[-1].best
         weights = lab.weights_of(best)
         if final is not None and best.spec is not None:
@@ -214,7 +226,7 @@ def _spec_for(stage: Stage, policy: Policies | None) -> PolicySpec:
 
 def _stages(
     lab: Lab,
-    teacher: nn.Module,
+    base: nn.Module,
     counts: Sequence[tuple[Stage, int]],
     rules: Rules,
     policy: Policies | None,
@@ -223,16 +235,17 @@ def _stages(
     progress: Progress | None,
 ) -> list[StageResult]:
     found: list[StageResult] = []
-    base, weights = teacher, dict(teacher.state_dict())
+    weights = dict(base.state_dict())
     for stage, iterations in counts:
         space = rules.space(base, lab.example, stage)
+        before = found[-1].best if found else lab.judge_start(space, weights)
         if not bool(space.decisions.free.any()):
-            found.append(_unchanged(lab, stage, space, found))
+            found.append(_unchanged(lab, stage, before))
             continue
         found.append(
             run_stage(
-                lab, space, stage, iterations=iterations, rollouts=rollouts,
-                policy=_spec_for(stage, policy), seed=seed, weights=weights, progress=progress,
+                lab, space, stage, iterations=iterations, rollouts=rollouts, weights=weights,
+                policy=_spec_for(stage, policy), seed=seed, start=before, progress=progress,
             )
         )  # fmt: skip
         best = found[-1].best
@@ -242,12 +255,11 @@ def _stages(
     return found
 
 
-def _unchanged(lab: Lab, stage: Stage, space: Space, before: Sequence[StageResult]) -> StageResult:
+def _unchanged(lab: Lab, stage: Stage, before: Child | None) -> StageResult:
     """Return the result of a stage that has nothing to decide: what it starts from."""
-    if not before:
-        raise ConfigError(f"students: stage {stage!r} has nothing to decide on this teacher.")
-    last = before[-1]
-    return StageResult(stage, last.best, last.reward, [], None, {last.best.key: last.best})
+    if before is None:
+        raise ConfigError(f"students: stage {stage!r} has nothing to decide on this network.")
+    return StageResult(stage, before, lab.plain(before), [], None, {before.key: before})
 
 
 def _student(child: Child, reward: float, weights: Mapping[str, Tensor]) -> Student:
