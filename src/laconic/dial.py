@@ -7,7 +7,7 @@ from typing import Any
 
 from laconic.errors import BudgetError
 from laconic.plan import require_selection
-from laconic.runner import Run, checkpointed, reset, restore, run_steps
+from laconic.runner import Run, checkpointed, refer, reset, restore, rewrite_ahead, run_steps
 from laconic.survey import Survey
 from laconic.units import format_bytes
 from laconic.weights.base import LayerStep
@@ -56,6 +56,7 @@ def meet_budget(run: Run, budget_bytes: int) -> None:
         _check_no_dial(run, budget_bytes)
         return
     run_steps(run, stop=indices.start)
+    rewrite_ahead(run, indices)
     search = _Search(run, indices, budget_bytes)
     for number in range(_ATTEMPTS):
         search.attempt(number)
@@ -100,6 +101,7 @@ class _Search:
     def __init__(self, run: Run, indices: range, budget_bytes: int) -> None:
         self.run, self.indices, self.budget = run, indices, budget_bytes
         self.before, self.rows = run.last_checkpoint, len(run.steps)
+        self.reference = run.reference
         self.survey = Survey(run, indices)
         self.share = budget_bytes - predicted_change(run, indices)
         self.tried: list[_Attempt] = []
@@ -151,6 +153,7 @@ class _Search:
             restore(self.run, self.before)
         else:
             reset(self.run)
+        refer(self.run, self.reference)
         del self.run.steps[self.rows :]
 
     def _move_share(self) -> None:

@@ -130,7 +130,7 @@ def site_rows(run: Run, built: Path, model: nn.Module) -> list[dict[str, Any]]:
     """Return one row a site: bytes, bits, entropy and errors."""
     stored = {row["name"]: row for row in artifact.inspect(built)["sites"]}
     forms = {name: held.form for name, held in installed(model).items()}
-    errors = measure.output_errors(run.original, model, run.task) if run.task and forms else {}
+    errors = measure.output_errors(run.equivalent, model, run.task) if run.task and forms else {}
     rows = []
     for site in run.sites:
         form = forms.get(site.name, site.form)

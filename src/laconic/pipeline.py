@@ -23,6 +23,7 @@ from laconic.recipe import Recipe
 from laconic.result import Result, TemporaryFolder
 from laconic.runner import Run, attach, frozen, run_steps
 from laconic.task import Task
+from laconic.weights.equalize.base import Rewrites
 
 _TOKENIZER = (
     "tokenizer.json",
@@ -90,6 +91,8 @@ def compress(
         for step in recipe.steps:
             step.check_data(task)
             step.check_initial(initial is not None)
+            if isinstance(step, Rewrites):
+                step.check_model(model, task)
         job = {
             "budget": budget, "seed": seed, "device": device,
             "threads": torch.get_num_threads(), "task": describe_task(task),

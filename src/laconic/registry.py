@@ -14,6 +14,7 @@ _Class = TypeVar("_Class", bound=type[Any])
 
 # Packages whose modules hold registered methods; each module is imported on the first look-up.
 _ROOMS = (
+    "laconic.weights.equalize",
     "laconic.weights.prune",
     "laconic.weights.quantize",
     "laconic.weights.factor",
@@ -31,7 +32,7 @@ class Entry:
 
     Attributes:
         name: What recipes call it, for example ``"round-to-nearest"``; unique over all wings.
-        family: prune, quantize, factor, compensate, distill or recover.
+        family: equalize, prune, quantize, factor, compensate, distill or recover.
         source: Paper (authors, year) that the method comes from.
         cls: The class that holds its settings and its mathematics.
         wing: ``"weights"``: a step of recipes; ``"gradients"``: a communication hook's state.

@@ -24,15 +24,20 @@ from laconic.progress import Progress
 from laconic.recipe import Recipe
 from laconic.seeds import generator_for
 from laconic.task import Task
-from laconic.weights.base import LayerStep, ModelStep, Site
+from laconic.weights.base import LayerStep, ModelStep, Site, Step
 from laconic.weights.calibrate import gather_
+from laconic.weights.equalize.base import RewriteJob, Rewrites
 from laconic.weights.recover.base import RecoverJob
 from laconic.weights.sites import find_sites
 
 
 @dataclass
 class Run:
-    """State of one compression: the original, the model at work, and what was done so far."""
+    """State of one compression: the original, the model at work, and what was done so far.
+
+    Where a step has rewritten the model, ``reference`` is the original rewritten in the same way,
+    and ``told`` what the step said of it, by its index.
+    """
 
     original: nn.Module
     model: nn.Module
@@ -46,12 +51,24 @@ class Run:
     provenance: dict[str, Any] = field(default_factory=dict)
     extra_files: tuple[Path, ...] = ()
     initial: nn.Module | None = None
+    reference: nn.Module | None = None
+    told: dict[int, dict[str, Any]] = field(default_factory=dict)
     budget_bytes: int | None = None
     last_checkpoint: str = ""
     sites: list[Site] = field(default_factory=list)
     every_site: list[Site] = field(default_factory=list)
     steps: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def equivalent(self) -> nn.Module:
+        """The original, rewritten where steps rewrote the model: what sites are compared with."""
+        return self.original if self.reference is None else self.reference
+
+    def step(self, index: int) -> Step:
+        """Return a step of the recipe, informed by what it found when it rewrote the model."""
+        step, told = self.recipe.steps[index], self.told.get(index)
+        return step.informed(told) if isinstance(step, Rewrites) and told else step
 
     def generator(self, step: int, site: str) -> torch.Generator:
         """Return the source of randomness of one step at one site."""
@@ -108,6 +125,8 @@ def checkpointed(
             **({"warnings": said} if said else {}),
         }
         run.work.finish(name, summary)
+    else:
+        recall(run, name)
     run.steps.append(summary)
     run.last_checkpoint = name
     if index + 1 < len(run.recipe.steps):
@@ -129,6 +148,7 @@ def _given_on() -> Iterator[list[str]]:
 
 def run_one_step(run: Run, index: int, name: str) -> dict[str, Any]:
     """Run one step of the recipe on the model; return what it says of itself."""
+    told = rewrite(run, index, name)
     step = run.recipe.steps[index]
     if isinstance(step, ModelStep):
         job = RecoverJob(
@@ -141,14 +161,66 @@ def run_one_step(run: Run, index: int, name: str) -> dict[str, Any]:
             checkpoint=run.work.training_path(name),
             progress=run.progress,
         )
-        return step.run_(job)
+        return {**told, **step.run_(job)}
     run_layer_step(run, index)
-    return {}
+    return told
+
+
+def rewrite(run: Run, index: int, name: str) -> dict[str, Any]:
+    """Let a step give the model and the original other weights of the same function, if it does.
+
+    The rewritten original is kept beside the checkpoint ``name``; the model is not.
+    """
+    step = run.recipe.steps[index]
+    if not isinstance(step, Rewrites):
+        return {}
+    reference = frozen(run.equivalent, run.device)
+    job = RewriteJob(model=run.model, reference=reference, task=run.task, progress=run.progress)
+    told = run.told[index] = step.rewrite_(job)
+    place = run.work.model_path(f"{name}-reference")
+    artifact.save(reference, place, architecture=run.architecture, effort="none", force=True)
+    refer(run, reference)
+    return told
+
+
+def rewrite_ahead(run: Run, indices: range) -> None:
+    """Let steps rewrite the model before their levels are chosen, behind own checkpoints."""
+    for index in indices:
+        if not isinstance(run.recipe.steps[index], Rewrites):
+            continue
+        name = f"step-{index + 1:02d}-rewritten"
+        held = run.work.finished(name)
+        if held is None:
+            with _given_on() as said:
+                told = rewrite(run, index, name)
+            save_state(run, name)
+            held = {"told": told, "warnings": said}
+            run.work.finish(name, held)
+        run.told[index] = held["told"]
+        run.notes += held["warnings"]
+        run.last_checkpoint = name
+        recall(run, name)
+        restore(run, name)
+
+
+def recall(run: Run, name: str) -> None:
+    """Take up the original as the step of a checkpoint rewrote it, if it did."""
+    place = run.work.model_path(f"{name}-reference")
+    if place.is_dir():
+        skeleton = frozen(run.original, run.device)
+        refer(run, artifact.load(place, model=skeleton, device=run.device, kernels="exact"))
+
+
+def refer(run: Run, reference: nn.Module | None) -> None:
+    """Let sites be compared with a rewritten original from now on; with the original if None."""
+    if reference is not run.reference:
+        run.reference, run.every_site = reference, []
+        attach(run)
 
 
 def run_layer_step(run: Run, index: int) -> None:
     """Fit one step at every site that it selects and put the new forms into the model."""
-    step = run.recipe.steps[index]
+    step = run.step(index)
     if not isinstance(step, LayerStep):
         raise ConfigError(f"step {index + 1} ({step.method_name}) does not work site by site.")
     selected = require_selection(step, run.sites, index + 1)
@@ -177,7 +249,7 @@ def gathered(
         return
     compensated = step.propagate == "compensated"
     yield from gather_(
-        run.model if compensated else run.original,
+        run.model if compensated else run.equivalent,
         selected,
         run.task,
         needs,
@@ -226,7 +298,7 @@ def attach(run: Run) -> None:
     Sites of parts that were removed from blocks are not among the run's sites.
     """
     forms = {path: held.form for path, held in installed(run.model).items()}
-    run.every_site = run.every_site or find_sites(run.original)
+    run.every_site = run.every_site or find_sites(run.equivalent)
     present = {name for name, _ in run.model.named_parameters(remove_duplicate=False)}
     run.sites = [s for s in run.every_site if s.name in forms or s.name in present]
     for site in run.sites:

@@ -31,7 +31,7 @@ class Survey:
         self.steps: dict[int, LayerStep] = {
             index: step
             for index in indices
-            if isinstance(step := run.recipe.steps[index], LayerStep)
+            if isinstance(step := run.step(index), LayerStep)
         }
         self.selected = {
             index: require_selection(step, run.sites, index + 1)

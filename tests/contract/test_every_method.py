@@ -47,9 +47,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 # Methods whose sizes only the work itself tells, so that a plan holds their upper bound.
 UNFORESEEN = {"sap"}  # how many weights go is read off what was trained
-# Methods that work on whole blocks of decoders, not on weights, and so leave no form behind: they
-# have tests of their own, and are refused elsewhere for this reason.
-DECODERS = {"drop-blocks": "needs a decoder of transformers"}
+# Methods that work on whole blocks of decoders and leave no form behind: they have tests of their
+# own, and are refused elsewhere for this reason. Settings with which they work on the decoder.
+DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "drop-blocks": ("needs a decoder of transformers", {"share": 0.5}),
+    "smoothquant": ("found nothing to smooth", {}),  # it needs norms; its weights stay dense
+}
 # Warnings that a method declares: they tell of the network or the data, not of a fault.
 WARNINGS = {
     "eora": r"calibration inputs span \d+ of \d+ directions",  # fewer examples than directions
@@ -161,7 +164,9 @@ def test_bare_value_sets_the_shorthand(method: str) -> None:
         with pytest.raises(RecipeError, match="takes a mapping"):
             Recipe.from_yaml(f"steps: [{before(method)}{{{method}: 3}}]")
         return
-    value = {"time": "2 steps", "sparsity": 0.25, "share": 0.25}.get(cls.shorthand, 3)
+    value = {"time": "2 steps", "sparsity": 0.25, "share": 0.25, "alpha": 0.25}.get(
+        cls.shorthand, 3
+    )
     steps = Recipe.from_yaml(f"steps: [{before(method)}{{{method}: {value}}}]").steps
     assert steps[-1] == cls(**{cls.shorthand: value})
 
@@ -261,10 +266,11 @@ def small() -> tuple[nn.Module, Any]:
 @pytest.mark.parametrize("method", sorted(DECODERS))
 def test_methods_for_decoders_say_so(method: str, tmp_path: Path) -> None:
     model, task = small()
-    with pytest.raises(RecipeError, match=DECODERS[method]):
+    reason, settings = DECODERS[method]
+    with pytest.raises(RecipeError, match=reason):
         compress(model, recipe_of(method), task, out=tmp_path / "a")
     assert not list(tmp_path.iterdir())
-    compress(NETWORKS["llama"].model(torch.float32), recipe_of(method, share=0.5),
+    compress(NETWORKS["llama"].model(torch.float32), recipe_of(method, **settings),
              NETWORKS["llama"].task(torch.float32), out=tmp_path / "a")  # fmt: skip
     assert stat_bytes(tmp_path / "a")
 

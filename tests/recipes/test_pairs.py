@@ -34,6 +34,7 @@ ZEROS = "zeros save nothing in it"
 ONCE = "no dense part left"
 WHOLE = "columns are split off a dense weight"
 PLAIN = "it takes a dense weight, or a sparse one"
+RESCALED = "it rescales dense weights"
 BLOCKS = "needs a decoder of transformers"  # and is tested on decoders
 
 ROUNDING = ("hqq", "kmeans", "nf4", "round-to-nearest")  # take whatever is dense
@@ -52,6 +53,9 @@ REFUSED = {
     **{(first, "gptq"): PLAIN for first in ("svd", *QUANTIZED)},
     **{(first, second): ONCE for first in QUANTIZED for second in ROUNDING},
     **{(first, "outlier-split"): WHOLE for first in ("svd", *PRUNED, *QUANTIZED)},
+    ("smoothquant", "eora"): ALONE,
+    ("smoothquant", "recover"): EMPTY,
+    **{(first, "smoothquant"): RESCALED for first in ("svd", *PRUNED, *QUANTIZED)},
 }
 
 # The same for the two methods that need a step before them, after one that gives it.
@@ -63,6 +67,8 @@ REFUSED_AFTER = {
         **{("eora", second): ZEROS for second in PRUNED},
         ("eora", "gptq"): PLAIN,
         ("eora", "outlier-split"): WHOLE,
+        ("eora", "smoothquant"): RESCALED,
+        ("recover", "smoothquant"): RESCALED,
         ("recover", "svd"): DENSE,
         ("recover", "outlier-split"): WHOLE,
         **{("recover", second): ZEROS for second in PRUNED},
@@ -76,6 +82,8 @@ REFUSED_AFTER = {
         **{("eora", second): ZEROS for second in PRUNED},
         ("eora", "gptq"): PLAIN,
         ("eora", "outlier-split"): WHOLE,
+        ("eora", "smoothquant"): RESCALED,
+        ("recover", "smoothquant"): RESCALED,
         ("recover", "svd"): DENSE,
         ("recover", "outlier-split"): WHOLE,
     },
@@ -106,7 +114,10 @@ def task() -> Task:
 def model() -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        return nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 8))
+        norm = nn.LayerNorm(16)
+        nn.init.normal_(norm.bias)
+        between = nn.Sequential(nn.Tanh(), norm)
+        return nn.Sequential(nn.Linear(12, 16), between, nn.Linear(16, 8))
 
 
 def check(

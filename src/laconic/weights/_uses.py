@@ -225,7 +225,8 @@ class _Products(TorchFunctionMode):
         self.parameters = parameters
         self.places: dict[int, list[tuple[int, int, str]]] = {}
         for name, p in parameters.items():
-            place = (p.storage_offset(), p.storage_offset() + p.numel(), name)
+            start = int(p.storage_offset())
+            place = (start, start + p.numel(), name)
             self.places.setdefault(p.untyped_storage().data_ptr(), []).append(place)
         self.seen, self.before, self.after, self.first = seen, before, after, first
 
