@@ -14,6 +14,7 @@ from laconic.cli._options import (
     data_options,
     json_option,
     load,
+    pairs,
     prepare,
     require_apart,
     run_options,
@@ -36,6 +37,8 @@ EXAMPLES = (
     "laconic search net:build --weights net.safetensors --levels mixed --budget 40ms "
     "--cost latency --data digits --out fast",
     "laconic search ./my-model --levels my-levels.yaml --budget 1.5MB --dry-run",
+    "laconic search net:build --weights net.safetensors --levels layers --budget 4x "
+    "--data digits --student-option epochs=4 --out student",
 )
 _METHODS = ("evolve", "dp", "greedy", "random", "uniform", "owl", "policy")
 _SHOWN = 24  # units in the table on the terminal
@@ -58,7 +61,8 @@ def _budget(_: click.Context, __: click.Parameter, given: str) -> str:
     "--levels",
     required=True,
     metavar="KIND",
-    help="What may be chosen: bits, sparsity, depth, rank, mixed, or a .yaml file of levels.",
+    help="What may be chosen: bits, sparsity, depth, rank, mixed, a .yaml file of levels, or "
+    "layers: a smaller student of a convolutional classifier.",
 )
 @click.option(
     "--budget",
@@ -129,6 +133,14 @@ def _budget(_: click.Context, __: click.Parameter, given: str) -> str:
     show_default=True,
     help="Entropy coding: fast to load, or smallest of all.",
 )
+@click.option(
+    "--student-option",
+    "student_options",
+    multiple=True,
+    metavar="KEY=VALUE",
+    callback=pairs,
+    help="A setting of --levels layers, such as epochs=4 or stages=removal; may be given again.",
+)
 @weights_option
 @data_options
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write.")
@@ -156,6 +168,7 @@ def command(
     workers: int,
     cluster: str | None,
     coding: Literal["fast", "smallest"],
+    student_options: dict[str, Any],
     weights: Path | None,
     data: str | None,
     data_options: dict[str, Any],
@@ -178,6 +191,13 @@ def command(
     """
     if not dry_run and out is None:
         raise click.UsageError("--out FOLDER is needed (or --dry-run).")
+    if levels == "layers":
+        from laconic.cli._search_students import search_students
+
+        search_students(click.get_current_context())
+        return
+    if student_options:
+        raise click.UsageError("--student-option goes with --levels layers.")
     from laconic.files import refuse_existing
     from laconic.modelspec import hub_folder
     from laconic.weights.base import Where

@@ -208,6 +208,12 @@ def test_a_limit_on_size_is_kept(found):
         search(stages=("removal",), iterations=1, reward=Reward(min_accuracy=1.0))
 
 
+def test_a_limit_that_removal_cannot_reach_is_left_to_shrinkage():
+    rules = Rules(keep=("max-pool",), min_filters=2)
+    result = search(iterations=(1, 3), reward=Reward(max_params=400), rules=rules)
+    assert result.stages[0].best.size.params > 400 >= result.best.params
+
+
 def test_cost_may_be_measured():
     asked = []
 

@@ -141,15 +141,22 @@ def best_of(lab: Lab, children: Mapping[str, Child], base: Sized | None = None) 
     )
 
 
+def smallest(lab: Lab, space: Space) -> Sized | None:
+    """Return what the smallest child costs, where even that breaks the limits on size."""
+    if lab.reward.max_params is None and lab.reward.max_cost is None:
+        return None
+    _, child = lab._draft(space, space.least())
+    broken = child.size is not None and not lab.reward.keeps_limits(child.size, 1.0)
+    return child.size if broken else None
+
+
 def _check_least(lab: Lab, space: Space) -> None:
     """Raise BudgetError where even the smallest child is larger than the limits allow."""
-    if lab.reward.max_params is None and lab.reward.max_cost is None:
-        return
-    _, child = lab._draft(space, space.least())
-    if child.size is not None and not lab.reward.keeps_limits(child.size, 1.0):
+    least = smallest(lab, space)
+    if least is not None:
         raise BudgetError(
-            f"students: the smallest child has {child.size.params} parameters and cost "
-            f"{child.size.cost:g}; max_params={lab.reward.max_params} and max_cost="
+            f"students: the smallest child has {least.params} parameters and cost "
+            f"{least.cost:g}; max_params={lab.reward.max_params} and max_cost="
             f"{lab.reward.max_cost} cannot be kept. Loosen them, or keep fewer units."
         )
 

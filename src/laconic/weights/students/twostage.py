@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -18,7 +18,7 @@ from laconic.task import Split, Task
 from laconic.weights.students.lab import Child, Lab
 from laconic.weights.students.result import N2NResult, Student
 from laconic.weights.students.reward import Reward
-from laconic.weights.students.search import StageResult, run_stage
+from laconic.weights.students.search import StageResult, run_stage, smallest
 from laconic.weights.students.spaces import RATIOS, RemovalSpace, ShrinkSpace, Space, Stage
 from laconic.weights.students.train import ChildTraining, Lesson, answers, gathered, train_child
 from laconic.weights.students.units import KINDS, PAPER_KEEP, Granularity, Network, require_free
@@ -236,18 +236,25 @@ def _stages(
 ) -> list[StageResult]:
     found: list[StageResult] = []
     weights = dict(base.state_dict())
-    for stage, iterations in counts:
+    limited = lab.reward
+    for number, (stage, iterations) in enumerate(counts):
         space = rules.space(base, lab.example, stage)
         before = found[-1].best if found else lab.judge_start(space, weights)
         if not bool(space.decisions.free.any()):
             found.append(_unchanged(lab, stage, before))
             continue
-        found.append(
-            run_stage(
-                lab, space, stage, iterations=iterations, rollouts=rollouts, weights=weights,
-                policy=_spec_for(stage, policy), seed=seed, start=before, progress=progress,
-            )
-        )  # fmt: skip
+        last = number == len(counts) - 1
+        if not last and smallest(lab, space) is not None:  # a later stage may reach the limits
+            lab.reward = replace(limited, max_params=None, max_cost=None)
+        try:
+            found.append(
+                run_stage(
+                    lab, space, stage, iterations=iterations, rollouts=rollouts, weights=weights,
+                    policy=_spec_for(stage, policy), seed=seed, start=before, progress=progress,
+                )
+            )  # fmt: skip
+        finally:
+            lab.reward = limited
         best = found[-1].best
         if best.spec is not None:
             base = best.spec.build(seed=seed)
