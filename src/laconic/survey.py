@@ -29,9 +29,7 @@ class Survey:
     def __init__(self, run: Run, indices: range) -> None:
         self.run = run
         self.steps: dict[int, LayerStep] = {
-            index: step
-            for index in indices
-            if isinstance(step := run.step(index), LayerStep)
+            index: step for index in indices if isinstance(step := run.step(index), LayerStep)
         }
         self.selected = {
             index: require_selection(step, run.sites, index + 1)
