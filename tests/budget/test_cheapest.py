@@ -96,8 +96,16 @@ def test_the_fallback_is_never_beaten_by_rounding() -> None:
     table = LevelTable([f"s{i}" for i in range(sites)], ["a", "b"], [[1, 100]] * sites, errors)
     limit = float(errors[:, 0].sum())  # 50, and so are the units; rounded up it would be 75
     assert cheapest(table, limit, units=sites, fallback=0).choice == (0,) * sites
-    assert cheapest(table, limit, units=sites).cost > sites  # what the fall-back is for
     assert cheapest(table, limit, units=sites, fallback=[0] * sites).cost == sites
+    assert cheapest(table, limit, units=sites).cost == sites  # what rounding left is spent
+
+
+def test_the_fallback_wins_where_no_single_site_can_be_lowered() -> None:
+    # In units of one, (b, b) takes 2 + 2 of 3 although it keeps the limit; (a, c) takes 0 + 3.
+    costs, errors = [[10, 5, 1]] * 2, [[0.0, 1.5, 3.0]] * 2
+    table = LevelTable(["x", "y"], ["a", "b", "c"], costs, errors)
+    assert cheapest(table, 3.0, units=3).cost == 11
+    assert cheapest(table, 3.0, units=3, fallback=1).cost == 10
 
 
 def test_extremes() -> None:
@@ -143,3 +151,27 @@ def test_refused(fallback: int | list[int]) -> None:
             cheapest(table, limit)
     with pytest.raises(ConfigError, match="units=0"):
         cheapest(table, 1.0, units=0)
+
+
+def test_what_rounding_leaves_is_spent() -> None:
+    # Ten errors of 0.10001 fill a limit of 1.0002 in truth; counted in tenths they are two each.
+    sites = [f"s{index}" for index in range(10)]
+    costs, errors = [[1, 9]] * 10, [[0.10001, 0.0]] * 10
+    found = cheapest(LevelTable(sites, ["low", "high"], costs, errors), 1.0002, units=10)
+    assert found.choice == (0,) * 10
+    assert found.cost == 10
+
+
+@given(seed=st.integers(0, 10_000))
+@settings(deadline=None, max_examples=50)
+def test_no_single_site_can_be_lowered_further(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    costs, errors = rng.integers(1, 99, (6, 4)), rng.random((6, 4))
+    table = LevelTable([f"s{i}" for i in range(6)], list("abcd"), costs, errors)
+    limit = float(errors.min(1).sum() + rng.random() * 2)
+    found = cheapest(table, limit, units=7)
+    assert found.error <= limit * (1 + 1e-9)
+    for site in range(6):
+        for level in range(4):
+            other = table.assignment((*found.choice[:site], level, *found.choice[site + 1 :]))
+            assert other.cost >= found.cost or other.error > limit

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from laconic.gradients import DGC, DGCSGD, LGreCo, LoopbackGroup, PowerSGD, Warmup, hook
 from laconic.gradients.loopback import fake_buckets
+from laconic.gradients.transport import ProcessGroupTransport
 
 RULE = {"momentum": 0.9, "nesterov": True}
 
@@ -22,7 +23,8 @@ RULE = {"momentum": 0.9, "nesterov": True}
 def everything(rank: int, size: int, folder: Path) -> dict[str, Any]:
     """Run all of it, and say what came of each."""
     parts: list[Callable[..., dict[str, Any]]] = [
-        replicas, on_virtual_ranks, dense_sgd, accumulation, machines, lgreco, whole_norm,
+        replicas, on_virtual_ranks, dense_sgd, accumulation, uneven_groups, machines, lgreco,
+        whole_norm,
     ]  # fmt: skip
     return {part.__name__: part(rank, size) for part in parts}
 
@@ -155,6 +157,14 @@ def machines(rank: int, size: int) -> dict[str, Any]:
         "handed": state.transport.traffic.handed,
         "refused": refused([dist.new_group([0]), dist.new_group([1, 2, 3])][rank > 0]),
     }
+
+
+def uneven_groups(rank: int, size: int) -> dict[str, Any]:
+    """Ranks that are in unequal numbers of groups still meet in one of their own."""
+    dist.new_group([0])  # rank 0 alone is in one group more
+    pairs = [dist.new_group([0, 1]), dist.new_group([2, 3])]
+    transport = ProcessGroupTransport(pairs[rank // 2], timeout_s=20)
+    return {"sum": float(transport.all_reduce(torch.ones(1) * rank, where="here").wait())}
 
 
 def refused(intra: dist.ProcessGroup) -> str:

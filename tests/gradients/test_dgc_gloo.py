@@ -49,6 +49,10 @@ def test_accumulated_micro_batches_are_one_step(four: list[dict[str, Any]]) -> N
         assert result["accumulation"]["steps"] == 3
 
 
+def test_ranks_in_unequal_numbers_of_groups_meet(four: list[dict[str, Any]]) -> None:
+    assert [result["uneven_groups"]["sum"] for result in four] == [1.0, 1.0, 5.0, 5.0]
+
+
 def test_machines_of_two_ranks(four: list[dict[str, Any]]) -> None:
     for rank, result in enumerate(four):
         part = result["machines"]

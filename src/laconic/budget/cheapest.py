@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from laconic.budget.solve import _knapsack
+from laconic.budget.solve import knapsack
 from laconic.budget.table import Assignment, LevelTable
 from laconic.errors import BudgetError, ConfigError
 
@@ -46,9 +46,9 @@ def cheapest(
     """Return the assignment of least cost whose summed error is at most ``max_error``.
 
     Errors are counted in ``max_error / units`` and rounded up, so that the true sum keeps the
-    limit. What rounding may miss is made up for by two assignments that are always compared:
-    ``fallback`` where it keeps the limit, and the least error at every site. Among assignments
-    of equal cost the one of smaller error is taken.
+    limit. What rounding leaves of the limit is spent on single sites, the largest saving first, and
+    two more assignments are compared: ``fallback`` where it keeps the limit, and the least error
+    at every site. Among assignments of equal cost the one of smaller error is taken.
 
     >>> table = LevelTable(["a", "b"], ["2", "4"], [[10, 20], [30, 60]], [[5.0, 1.0], [4.0, 2.0]])
     >>> [cheapest(table, limit).choice for limit in (10.0, 7.0, 4.0)]
@@ -66,8 +66,8 @@ def cheapest(
         ConfigError: A limit, units or fallback that cannot be.
 
     Source: Alimohammadi et al. 2024, Algorithm 1.
-    Differs: An error of nought takes no unit (the paper's code takes one), and the answer is
-        compared with the fall-back.
+    Differs: An error of nought takes no unit (the paper's code takes one), what rounding left of
+        the limit is spent, and the answer is compared with the fall-back.
     """
     units = max(_UNITS, _UNITS_PER_SITE * len(table.sites)) if units is None else units
     if not max_error >= 0:
@@ -86,12 +86,29 @@ def cheapest(
     found = _solve(table, max_error, units)
     if found is not None:
         tried.append(table.assignment(found))
-    best = min(
-        (a for a in tried if a.error <= max_error * (1 + 2 * _ROUNDING)),
-        key=lambda a: (a.cost, a.error),
-    )
+    limit = max_error * (1 + 2 * _ROUNDING)
+    fitting = (_spent(table, a, limit) for a in tried if a.error <= limit)
+    best = min(fitting, key=lambda a: (a.cost, a.error))
     slack = max_error * len(table.sites) / units if np.isfinite(max_error) else 0.0
     return Cheapest(best.choice, best.cost, best.error, slack_error=slack)
+
+
+def _spent(table: LevelTable, found: Assignment, limit: float) -> Assignment:
+    """Lower single sites of an assignment, most bytes first, while the true error allows it."""
+    sites = np.arange(len(table.sites))
+    while True:
+        now = np.array(found.choice)
+        saved = table.costs[sites, now][:, None] - table.costs
+        errors = found.error + table.errors - table.errors[sites, now][:, None]
+        saved = np.where(errors <= limit, saved, 0)
+        site, level = np.unravel_index(int(np.argmax(saved)), saved.shape)
+        if saved[site, level] <= 0:
+            return found
+        now[site] = level
+        lowered = table.assignment([int(choice) for choice in now])
+        if lowered.error > limit:  # the sum of floats said otherwise than the difference
+            return found
+        found = lowered
 
 
 def _spread(table: LevelTable, fallback: int | Sequence[int]) -> list[int]:
@@ -122,7 +139,7 @@ def _solve(table: LevelTable, max_error: float, units: int) -> list[int] | None:
         (table.costs[site, levels] - table.costs[site, levels].min()) * float(units + 1) + rationed
         for site, (levels, rationed) in enumerate(fronts)
     ]
-    rungs = _knapsack(spent, weighed, room)
+    rungs = knapsack(spent, weighed, room)
     return [levels[rung] for (levels, _), rung in zip(fronts, rungs, strict=True)]
 
 

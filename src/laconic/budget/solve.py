@@ -115,7 +115,7 @@ def dynamic_programme(
         return table.assignment([front[-1] for front in fronts])
     units = [-(-extra // cell) for extra in extras]
     errors = [table.errors[i, front] for i, front in enumerate(fronts)]
-    rungs = _knapsack(units, errors, room // cell)
+    rungs = knapsack(units, errors, room // cell)
     choice = [front[rung] for front, rung in zip(fronts, rungs, strict=True)]
     return table.assignment(choice, slack_bytes=slack)
 
@@ -159,7 +159,7 @@ def _cell(extras: list[NDArray[np.int64]], cells: int | None) -> tuple[int, int]
     return cell, cell * (len(extras) + 1)
 
 
-def _knapsack(
+def knapsack(
     units: list[NDArray[np.int64]], errors: list[NDArray[np.float64]], room: int
 ) -> list[int]:
     """Return the rung of each site that gives the least error within ``room`` units."""

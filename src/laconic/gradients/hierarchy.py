@@ -6,7 +6,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from laconic.errors import ConfigError
-from laconic.gradients.transport import Pending, ProcessGroupTransport, Traffic, Transport
+from laconic.gradients.transport import Pending, ProcessGroupTransport, Traffic, Transport, even_out
 
 
 class NodeTransport:
@@ -61,8 +61,7 @@ class NodeTransport:
             )
         heads = [node[0] for node in nodes]
         leads = dist.get_rank() in heads
-        # torch names such groups by the number of groups that a rank is in. Ranks that lead
-        # nothing get a group of their own, so that a later group does not wait for ever.
+        even_out(group)
         between = dist.new_group(
             heads if leads else [dist.get_rank()], use_local_synchronization=True
         )

@@ -165,6 +165,7 @@ class ProcessGroupTransport:
         if group is None:
             self.group = dist.new_group(timeout=limit)
         else:
+            even_out(group)
             ranks = dist.get_process_group_ranks(group)
             self.group = dist.new_group(ranks, timeout=limit, use_local_synchronization=True)
         self.rank = dist.get_rank(self.group)
@@ -199,6 +200,20 @@ class ProcessGroupTransport:
             root = dist.get_global_rank(self.group, source)
             guarded(lambda: dist.broadcast(values, root, group=self.group), where)
         return values
+
+
+def even_out(group: dist.ProcessGroup | None) -> None:
+    """Let every rank of a group be in equally many groups; a collective over it.
+
+    Torch names a group that only its members make by its ranks and by the number of groups that
+    the maker is in. Where members were in unequal numbers of groups before, their names would
+    differ and each would wait for the others for ever. Ranks that lag get groups of their own.
+    """
+    count = len(dist.distributed_c10d._world.pg_names)
+    counts = [0] * dist.get_world_size(group)
+    dist.all_gather_object(counts, count, group=group)
+    for _ in range(max(counts) - count):
+        dist.new_group([dist.get_rank()], use_local_synchronization=True)
 
 
 def device_future(device: torch.device) -> torch.futures.Future[Tensor]:
