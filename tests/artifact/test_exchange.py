@@ -24,8 +24,9 @@ from laconic.artifact.exchange.words import (
     unpack_rows,
     words_in_row,
 )
-from laconic.errors import ConfigError, UnsupportedModelError
+from laconic.errors import ConfigError, LaconicWarning, UnsupportedModelError
 from laconic.forms import Dense, LowRank, Quantized, Sparse, Sum, densify_, install_, installed
+from laconic.forms.activations import Activations
 from laconic.forms.base import Form
 from laconic.modelspec import load_model
 
@@ -73,8 +74,9 @@ def _llama(dtype: torch.dtype = torch.float32) -> Any:
 
 
 def _form(
-    weight: Tensor, bits: int, group: int, *, symmetric: bool, scale: torch.dtype = torch.float32
-) -> Quantized:
+    weight: Tensor, bits: int, group: int, *, symmetric: bool,
+    scale: torch.dtype = torch.float32, inputs: Activations | None = None,
+) -> Quantized:  # fmt: skip
     rows, cols = weight.shape
     codes = torch.randint(0, 2**bits, (rows, cols), dtype=torch.uint8)
     scales = (torch.rand(rows, cols // group) * 0.02 + 0.01).to(scale)
@@ -83,7 +85,8 @@ def _form(
         zero = torch.randint(0, 2**bits, (rows, cols // group), dtype=torch.uint8)
     return Quantized(
         codes, scales, zero, bits=bits, group_size=group, shape=(rows, cols),
-        dtype=weight.dtype, symmetric=symmetric,
+        dtype=weight.dtype, symmetric=symmetric, activations=inputs,
+        input_scale=torch.full((1,), 0.02) if inputs and inputs.static else None,
     )  # fmt: skip
 
 
@@ -175,6 +178,48 @@ def test_whole_rows_are_channels(tmp_path: Path) -> None:
     assert group["weights"]["strategy"] == "channel"
     assert told["ignore"] == ["lm_head"]
     assert torch.equal(_logits(_through_transformers(tmp_path / "out")), _logits(model))
+
+
+@pytest.mark.parametrize(
+    ("granularity", "even"),
+    [("token", True), ("tensor", True), ("static", True), ("token", False), ("tensor", False)],
+)
+@pytest.mark.parametrize("bits", [8, 4])
+def test_rounded_inputs_go_along(tmp_path: Path, granularity: Any, even: bool, bits: int) -> None:
+    inputs = Activations(bits=bits, granularity=granularity, symmetric=even)
+    model = _compressed(
+        _llama(), lambda w, _: _form(w, bits, w.shape[1], symmetric=True, inputs=inputs)
+    )
+    artifact.save(model, tmp_path / "a")
+    report = export_compressed_tensors(tmp_path / "a", tmp_path / "out")
+    assert set(report.packed.values()) == {
+        f"{bits} bit, channel, symmetric, inputs {bits} bit a {granularity}"
+    }
+    told = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    assert told["format"] == "int-quantized"
+    theirs = _through_transformers(tmp_path / "out")
+    mine, exact = _logits(model), _logits(_dense(tmp_path / "a"))
+    assert torch.equal(_logits(theirs), mine)
+    assert (mine - exact).abs().max() > 1e-3  # rounding shows, so it cannot have been left out
+    back = import_checkpoint(tmp_path / "out")
+    assert torch.equal(_logits(back), mine)
+
+
+def test_a_clip_that_the_layout_cannot_say_is_refused(tmp_path: Path) -> None:
+    inputs = Activations(clip=0.9)
+    model = _compressed(_llama(), lambda w, _: _form(w, 8, 32, symmetric=True, inputs=inputs))
+    artifact.save(model, tmp_path / "a")
+    with pytest.raises(ConfigError, match=r"clip=0\.9"):
+        export_compressed_tensors(tmp_path / "a", tmp_path / "out")
+
+
+def test_dense_exports_say_that_inputs_are_exact_again(tmp_path: Path) -> None:
+    model = _compressed(
+        _llama(), lambda w, _: _form(w, 8, 32, symmetric=True, inputs=Activations())
+    )
+    artifact.save(model, tmp_path / "a")
+    with pytest.warns(LaconicWarning, match="14 layers round their inputs"):
+        artifact.export_dense(tmp_path / "a", tmp_path / "out")
 
 
 def test_import_gives_back_the_very_codes(tmp_path: Path) -> None:

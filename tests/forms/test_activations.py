@@ -54,7 +54,7 @@ def slowly(x: Tensor, told: Activations, fixed: Tensor | None) -> Tensor:
     for r, row in enumerate(rows):
         seen = row if told.granularity == "token" else rows.reshape(-1)
         if told.symmetric:
-            scale = seen.abs().max() * (told.clip / (top / 2)) if fixed is None else fixed[0]
+            scale = told.clip * seen.abs().max() / (top / 2) if fixed is None else fixed[0]
             low, high, zero = -(2 ** (told.bits - 1)), 2 ** (told.bits - 1) - 1, 0
         else:
             least, most = seen.min().clamp(max=0) * told.clip, seen.max().clamp(min=0) * told.clip

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from laconic.artifact import container, strictjson
 from laconic.artifact.container import Payload
@@ -19,8 +21,10 @@ from laconic.artifact.limits import CONFIG, GENERATION, WEIGHTS
 from laconic.artifact.manifest import GraphRecord, HuggingFaceRecord, Manifest
 from laconic.artifact.read import load
 from laconic.artifact.removed import refill_
+from laconic.errors import LaconicWarning
 from laconic.files import folder_atomic, refuse_existing, write_atomic
-from laconic.forms.layers import densify_, from_form
+from laconic.forms.base import Form
+from laconic.forms.layers import densify_, from_form, installed
 
 GRAPH = "graph.json"
 
@@ -39,6 +43,9 @@ def export_dense(path: Path | str, out: Path | str, *, force: bool = False) -> P
     Raises:
         ArtifactError: The artefact is damaged.
         ConfigError: ``out`` is taken and ``force`` is not given.
+
+    Warns:
+        LaconicWarning: Layers round their inputs in the artefact, and plain layers do not.
     """
     folder, target = Path(path), Path(out)
     refuse_existing(target, force=force)
@@ -46,6 +53,7 @@ def export_dense(path: Path | str, out: Path | str, *, force: bool = False) -> P
     with folder_atomic(target, force=force) as work:
         if isinstance(manifest.architecture, HuggingFaceRecord):
             model: Any = load(folder, kernels="exact")
+            warn_plain_inputs(forms_of(model))
             densify_(model)
             refill_(model)
             with no_bars():
@@ -54,7 +62,9 @@ def export_dense(path: Path | str, out: Path | str, *, force: bool = False) -> P
                 file.chmod(0o644)  # whoever may read the folder may read its weights
         else:
             with open_weights(folder, manifest) as stored:
-                tensors = dense_state(manifest, PartsReader(manifest, stored))
+                parts = PartsReader(manifest, stored)
+                warn_plain_inputs({name: parts.form(name) for name in manifest.forms})
+                tensors = dense_state(manifest, parts)
             container.write(work / WEIGHTS, [_payload(*item) for item in tensors.items()])
         if isinstance(manifest.architecture, GraphRecord):
             told = manifest.architecture.model_dump(mode="json")
@@ -63,6 +73,27 @@ def export_dense(path: Path | str, out: Path | str, *, force: bool = False) -> P
             if name not in (WEIGHTS, CONFIG, GENERATION):
                 shutil.copyfile(checked_file(folder, name, record), work / name)
     return target
+
+
+def forms_of(model: nn.Module) -> dict[str, Form]:
+    """Return the installed forms of a model by the name of their parameter."""
+    return {name: held.form for name, held in installed(model).items()}
+
+
+def warn_plain_inputs(forms: Mapping[str, Form]) -> None:
+    """Warn of forms that round their inputs, where plain layers will take their place."""
+    rounding = [
+        name
+        for name, form in forms.items()
+        if any(getattr(inner, "activations", None) is not None for _, inner in form.walk())
+    ]
+    if rounding:
+        warnings.warn(
+            f"{len(rounding)} layers round their inputs, {rounding[0]} among them, and plain "
+            "layers do not: the export computes with exact inputs, so it is not what was measured.",
+            LaconicWarning,
+            stacklevel=3,
+        )
 
 
 def dense_state(manifest: Manifest, parts: PartsReader) -> dict[str, Tensor]:

@@ -126,7 +126,7 @@ class Activations:
         if self.symmetric:
             middle = 2 ** (self.bits - 1)
             if fixed is None:
-                scale = self._most(held.abs(), axes).mul(self.clip / (self.top / 2))
+                scale = self._most(held.abs(), axes).mul(self.clip).div(self.top / 2)
                 scale = scale.clamp_min(_TINY)
             else:
                 scale = fixed.to(held.dtype)

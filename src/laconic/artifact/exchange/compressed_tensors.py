@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from laconic.artifact.exchange.adapter import write_adapter
 from laconic.artifact.exchange.scheme import Grid, Scheme, correction_of, grid_of
 from laconic.artifact.exchange.words import pack_columns, pack_rows
+from laconic.artifact.export import forms_of, warn_plain_inputs
 from laconic.artifact.folder import read_manifest
 from laconic.artifact.hub import no_bars
 from laconic.artifact.limits import CONFIG, GENERATION, WEIGHTS
@@ -24,6 +25,7 @@ from laconic.artifact.manifest import HuggingFaceRecord
 from laconic.artifact.read import load
 from laconic.errors import ConfigError
 from laconic.files import folder_atomic, refuse_existing, write_atomic
+from laconic.forms.activations import Activations
 from laconic.forms.base import Form
 from laconic.forms.layers import densify_, install_, installed
 from laconic.forms.lowrank import LowRank
@@ -53,10 +55,11 @@ def export_compressed_tensors(
 ) -> ExportReport:
     """Write the model of an artefact as a compressed-tensors checkpoint.
 
-    Linear layers on a plain grid of 1 to 8 bits are written packed (``pack-quantized``); N:M
-    sparse ones with their zeros spelt out, for no current engine reads a sparse layout. The
-    low-rank correction of a sum goes into ``adapter/``, a PEFT LoRA with alpha = rank. Everything
-    else is written dense, embeddings and heads among it.
+    Linear layers on a plain grid of 1 to 8 bits are written packed (``pack-quantized``), or as one
+    byte a weight where their inputs are rounded too (``int-quantized``); N:M sparse ones with
+    their zeros spelt out, for no current engine reads a sparse layout. The low-rank correction of
+    a sum goes into ``adapter/``, a PEFT LoRA with alpha = rank. Everything else is written dense,
+    embeddings and heads among it.
 
     Args:
         path: Folder of the artefact of a Hugging Face model.
@@ -71,7 +74,11 @@ def export_compressed_tensors(
     Raises:
         ArtifactError: The artefact is damaged.
         ConfigError: Not a Hugging Face model, no layer to pack, fused layers that differ, a scale
-            that the model's float type cannot hold, or ``out`` is taken.
+            that the model's float type cannot hold, inputs rounded as the layout cannot say, or
+            ``out`` is taken.
+
+    Warns:
+        LaconicWarning: Layers that are written dense round their inputs in the artefact.
     """
     folder, target = Path(path), Path(out)
     refuse_existing(target, force=force)
@@ -88,6 +95,7 @@ def export_compressed_tensors(
         raise ConfigError(f"{folder}: no linear layer is quantized on a plain grid ({why}).")
     if not mixed:
         _check_fused({name: grid.scheme for name, grid in grids.items()})
+    warn_plain_inputs({n: f for n, f in forms_of(model).items() if n in report.dense})
     with folder_atomic(target, force=force) as work:
         densify_(model)
         linears = {n for n, m in model.named_modules() if isinstance(m, nn.Linear)}
@@ -121,6 +129,7 @@ def _collect(model: Any) -> tuple[dict[str, Grid], dict[str, LowRank], ExportRep
         if grid is None:
             report.dense[name] = reason or f"{base.signature} is no plain grid of codes"
             continue
+        _check_inputs(grid.scheme.inputs, name)
         grids[owner] = _in_model_type(grid, held.form, name)
         report.packed[owner] = str(grid.scheme)
         if pair:
@@ -151,7 +160,16 @@ def _in_model_type(grid: Grid, form: Form, name: str) -> Grid:
             f"checkpoint must hold them as {told}, which would change the model's values. "
             f"Compress again with scale_dtype: {told}."
         )
-    return Grid(grid.scheme, grid.codes, scale, grid.zero)
+    return replace(grid, scale=scale)
+
+
+def _check_inputs(inputs: Activations | None, name: str) -> None:
+    """Refuse a rounding of inputs that the layout has no words for."""
+    if inputs is not None and inputs.clip != 1:
+        raise ConfigError(
+            f"{name}: its inputs are rounded with clip={inputs.clip}, and compressed-tensors knows "
+            "the whole range only. Compress again with activations clip: 1.0."
+        )
 
 
 def _check_fused(schemes: Mapping[str, Scheme]) -> None:
@@ -172,15 +190,24 @@ def _check_fused(schemes: Mapping[str, Scheme]) -> None:
 
 def _tensors(grid: Grid) -> dict[str, Tensor]:
     """Return what stands for ``weight`` in the checkpoint, by the end of its name."""
-    bits, size = grid.scheme.bits, torch.tensor(grid.codes.shape, dtype=torch.int64)
-    held = {
-        "weight_packed": pack_rows(grid.codes, bits),
-        "weight_scale": grid.scale.contiguous(),
-        "weight_shape": size,
-    }
-    if grid.zero is not None:
-        held["weight_zero_point"] = pack_columns(grid.zero, bits)
+    bits, scale = grid.scheme.bits, grid.scale.contiguous()
+    if grid.scheme.inputs is None:
+        size = torch.tensor(grid.codes.shape, dtype=torch.int64)
+        held = {"weight_packed": pack_rows(grid.codes, bits), "weight_shape": size}
+        zero = None if grid.zero is None else pack_columns(grid.zero, bits)
+    else:
+        held = {"weight": _signed(grid.codes, bits)}
+        zero = None if grid.zero is None else _signed(grid.zero, bits)
+    held["weight_scale"] = scale
+    if zero is not None:
+        held["weight_zero_point"] = zero
+    if grid.input_scale is not None:
+        held["input_scale"] = grid.input_scale.to(scale.dtype)
     return held
+
+
+def _signed(codes: Tensor, bits: int) -> Tensor:
+    return codes.to(torch.int16).sub(2 ** (bits - 1)).to(torch.int8)
 
 
 def _rewrite_shards(work: Path, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -214,15 +241,17 @@ def _write_config(work: Path, schemes: Mapping[str, Scheme], ignore: list[str]) 
         f"group_{index}": {
             "targets": ["Linear"] if one else names,
             "weights": _arguments(scheme),
-            "input_activations": None,
+            "input_activations": _input_arguments(scheme.inputs),
             "output_activations": None,
+            "format": _format(scheme),
         }
         for index, (scheme, names) in enumerate(by_scheme.items())
     }
+    formats = {_format(scheme) for scheme in by_scheme}
     config = json.loads((work / CONFIG).read_text())
     config["quantization_config"] = {
         "quant_method": "compressed-tensors",
-        "format": "pack-quantized",
+        "format": formats.pop() if len(formats) == 1 else "mixed-precision",
         "quantization_status": "compressed",
         "version": "0.14.0",  # the first that packs 3, 5, 6 and 7 bits without gaps
         "ignore": ignore,
@@ -231,6 +260,22 @@ def _write_config(work: Path, schemes: Mapping[str, Scheme], ignore: list[str]) 
         "global_compression_ratio": None,
     }
     write_atomic(work / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+
+
+def _format(scheme: Scheme) -> str:
+    return "pack-quantized" if scheme.inputs is None else "int-quantized"
+
+
+def _input_arguments(inputs: Activations | None) -> dict[str, Any] | None:
+    if inputs is None:
+        return None
+    return {
+        "num_bits": inputs.bits,
+        "type": "int",
+        "symmetric": inputs.symmetric,
+        "strategy": "token" if inputs.granularity == "token" else "tensor",
+        "dynamic": not inputs.static,
+    }
 
 
 def _arguments(scheme: Scheme) -> dict[str, Any]:

@@ -27,8 +27,8 @@ from laconic.forms.quantized import Quantized
 
 _CONFIG = "config.json"
 _KEY = "quantization_config"
-# What marks a packed layer, by method: the tensor that replaces ``weight``.
-_MARKS = {"compressed-tensors": "weight_packed", "gptq": "qweight", "awq": "qweight"}
+# What marks a quantized layer, by method: a tensor that no plain layer has.
+_MARKS = {"compressed-tensors": "weight_scale", "gptq": "qweight", "awq": "qweight"}
 _READERS: dict[str, Callable[[Mapping[str, Tensor], Mapping[str, Any], torch.dtype], Quantized]]
 _READERS = {
     "compressed-tensors": read_compressed_tensors,
@@ -57,8 +57,8 @@ def is_quantized_checkpoint(folder: Path) -> bool:
 def import_checkpoint(folder: Path | str) -> nn.Module:
     """Load a quantized Hugging Face checkpoint; packed layers keep their codes as forms.
 
-    Reads compressed-tensors (``pack-quantized`` of integers), GPTQ (format 1, groups in order)
-    and AWQ (GEMM layout).
+    Reads compressed-tensors (``pack-quantized`` and ``int-quantized``, and how inputs are rounded),
+    GPTQ (groups in order) and AWQ (GEMM layout).
 
     Args:
         folder: Folder with ``config.json`` and safetensors files.
@@ -136,13 +136,14 @@ def _read(checkpoint: _Checkpoint, dtype: torch.dtype) -> tuple[dict[str, Tensor
         except Exception as error:  # the reader of damaged files raises anything
             raise ArtifactError(shard.name, f"cannot be read: {error}") from error
     mark = f".{_MARKS[checkpoint.method]}"
+    owners = {key.removesuffix(mark) for key in tensors if key.endswith(mark)}
+    held: dict[str, dict[str, Tensor]] = {owner: {} for owner in sorted(owners)}
+    for key in list(tensors):
+        owner, _, leaf = key.rpartition(".")
+        if owner in owners and leaf != "bias":
+            held[owner][leaf] = tensors.pop(key)
     packed: dict[str, Form] = {}
-    for owner in [key.removesuffix(mark) for key in tensors if key.endswith(mark)]:
-        parts = {
-            key.removeprefix(f"{owner}."): tensors.pop(key)
-            for key in list(tensors)
-            if key.startswith(f"{owner}.") and not key.endswith(".bias")
-        }
+    for owner, parts in held.items():
         settings = {**checkpoint.told, "module": owner}
         try:
             packed[owner] = _READERS[checkpoint.method](parts, settings, dtype)

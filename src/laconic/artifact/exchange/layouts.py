@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from laconic.artifact.exchange.words import unpack_columns, unpack_rows
+from laconic.errors import ConfigError
+from laconic.forms.activations import Activations, Granularity
 from laconic.forms.quantized import Quantized
 
 # AWQ packs eight columns into a word, the even ones into its lower half.
@@ -25,13 +27,24 @@ class UnreadableError(ValueError):
 def read_compressed_tensors(
     parts: Mapping[str, Tensor], told: Mapping[str, Any], dtype: torch.dtype
 ) -> Quantized:
-    """Return the form of a ``pack-quantized`` layer."""
-    weights = _group_of(told)
+    """Return the form of a ``pack-quantized`` or ``int-quantized`` layer."""
+    group = _group_of(told)
+    weights = group["weights"]
     bits, kind = int(weights["num_bits"]), weights.get("type", "int")
     if kind != "int":
         raise UnreadableError(f"weights of type {kind!r} are no integer codes")
     if "weight_g_idx" in parts:
         raise UnreadableError("columns in another order than the groups (g_idx) cannot be read")
+    for beyond in ("output_activations", "kv_cache_scheme"):
+        if group.get(beyond) or told.get(beyond):
+            raise UnreadableError(f"{beyond} cannot be read: no form rounds what comes out")
+    inputs = _inputs_of(group)
+    fixed = parts["input_scale"].float().reshape(1) if inputs and inputs.static else None
+    zero = parts.get("weight_zero_point")
+    if "weight_packed" not in parts:
+        codes = _unsigned(parts["weight"], bits)
+        zero = None if zero is None else _unsigned(zero, bits)
+        return _form(codes, parts["weight_scale"], zero, bits, dtype, inputs, fixed)
     version = tuple(int(n) for n in re.findall(r"\d+", str(told.get("version", "")))[:2])
     if bits not in _ALWAYS_UNGAPPED and (not version or version < _UNGAPPED):
         raise UnreadableError(
@@ -40,10 +53,35 @@ def read_compressed_tensors(
         )
     rows, cols = (int(n) for n in parts["weight_shape"].tolist())
     codes = unpack_rows(parts["weight_packed"], bits, cols)
-    zero = None
-    if "weight_zero_point" in parts:
-        zero = unpack_columns(parts["weight_zero_point"], bits, rows)
-    return _form(codes, parts["weight_scale"], zero, bits, dtype)
+    zero = None if zero is None else unpack_columns(zero, bits, rows)
+    return _form(codes, parts["weight_scale"], zero, bits, dtype, inputs, fixed)
+
+
+def _unsigned(codes: Tensor, bits: int) -> Tensor:
+    if codes.dtype != torch.int8:
+        raise UnreadableError(f"weights of type {codes.dtype} are no integer codes")
+    return codes.to(torch.int16).add(2 ** (bits - 1)).to(torch.uint8)
+
+
+def _inputs_of(group: Mapping[str, Any]) -> Activations | None:
+    """Return how a layer of the group rounds its inputs."""
+    told = group.get("input_activations")
+    if not told:
+        return None
+    strategy, dynamic = told.get("strategy") or "tensor", bool(told.get("dynamic"))
+    if told.get("type", "int") != "int" or strategy not in ("token", "tensor"):
+        raise UnreadableError(f"inputs rounded to {told.get('type')} a {strategy} cannot be read")
+    if strategy == "token" and not dynamic:
+        raise UnreadableError("inputs with a static scale a token cannot be read")
+    granularity: Granularity = "token" if strategy == "token" else "tensor"
+    try:
+        return Activations(
+            bits=int(told["num_bits"]),
+            granularity=granularity if dynamic else "static",
+            symmetric=bool(told.get("symmetric", True)),
+        )
+    except ConfigError as error:
+        raise UnreadableError(str(error)) from error
 
 
 def read_gptq(
@@ -89,17 +127,17 @@ def _awq(words: Tensor) -> Tensor:
 
 
 def _group_of(told: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the weight arguments of the group that a layer belongs to."""
+    """Return the group that a layer belongs to."""
     module = str(told["module"])
     groups = list((told.get("config_groups") or {}).values())
     fitting = [g for g in groups if any(_targets(t, module) for t in g.get("targets") or ())]
     if not fitting:
         raise ValueError("belongs to none of the config_groups")
     exact = [g for g in fitting if "Linear" not in g["targets"]] or fitting
-    weights = exact[0].get("weights")
-    if not isinstance(weights, dict) or "num_bits" not in weights:
+    group: dict[str, Any] = exact[0]
+    if not isinstance(group.get("weights"), dict) or "num_bits" not in group["weights"]:
         raise ValueError("its config_group says nothing of the weights")
-    return weights
+    return group
 
 
 def _targets(target: str, module: str) -> bool:
@@ -109,7 +147,13 @@ def _targets(target: str, module: str) -> bool:
 
 
 def _form(
-    codes: Tensor, scale: Tensor, zero: Tensor | None, bits: int, dtype: torch.dtype
+    codes: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    bits: int,
+    dtype: torch.dtype,
+    inputs: Activations | None = None,
+    input_scale: Tensor | None = None,
 ) -> Quantized:
     if scale.dim() != 2 or not scale.shape[1] or codes.shape[1] % scale.shape[1]:
         raise ValueError(f"scales {tuple(scale.shape)} do not divide codes {tuple(codes.shape)}")
@@ -122,4 +166,6 @@ def _form(
         shape=tuple(codes.shape),
         dtype=dtype,
         symmetric=zero is None,
+        activations=inputs,
+        input_scale=input_scale,
     )

@@ -8,6 +8,7 @@ from re import fullmatch
 import torch
 from torch import Tensor
 
+from laconic.forms.activations import Activations
 from laconic.forms.base import Form
 from laconic.forms.lowrank import LowRank
 from laconic.forms.quantized import Quantized
@@ -23,15 +24,20 @@ class Scheme:
         bits: Bits of a code, 1..8.
         symmetric: There is no zero point.
         group_size: Columns that share a scale; None is one scale a row.
+        inputs: How inputs are rounded; None leaves them.
     """
 
     bits: int
     symmetric: bool
     group_size: int | None
+    inputs: Activations | None = None
 
     def __str__(self) -> str:
         group = "channel" if self.group_size is None else f"group {self.group_size}"
-        return f"{self.bits} bit, {group}, {'symmetric' if self.symmetric else 'asymmetric'}"
+        told = f"{self.bits} bit, {group}, {'symmetric' if self.symmetric else 'asymmetric'}"
+        if self.inputs is None:
+            return told
+        return f"{told}, inputs {self.inputs.bits} bit a {self.inputs.granularity}"
 
 
 @dataclass(frozen=True)
@@ -43,12 +49,14 @@ class Grid:
         codes: (rows, cols) uint8.
         scale: (rows, groups), the float type that it is stored in.
         zero: (rows, groups) uint8; None where symmetric, which stands for ``2**(bits - 1)``.
+        input_scale: (1,) float32, where the rounding of inputs has a static scale.
     """
 
     scheme: Scheme
     codes: Tensor
     scale: Tensor
     zero: Tensor | None
+    input_scale: Tensor | None = None
 
 
 def grid_of(form: Form) -> Grid | None:
@@ -78,8 +86,9 @@ def _plain(form: Quantized) -> Grid | None:
     if zero is not None and zero.is_floating_point():
         return None  # a grid's zero points are whole: rounding them would change the weights
     whole = form.group_size == form.cols
-    scheme = Scheme(form.bits, form.symmetric, None if whole else form.group_size)
-    return Grid(scheme, form.codes(), form.scale.detach(), zero)
+    group = None if whole else form.group_size
+    scheme = Scheme(form.bits, form.symmetric, group, form.activations)
+    return Grid(scheme, form.codes(), form.scale.detach(), zero, form.input_scale)
 
 
 def _filled(form: Sparse, values: Quantized) -> Grid | None:
@@ -92,4 +101,5 @@ def _filled(form: Sparse, values: Quantized) -> Grid | None:
         return None  # a group of scales would end within a group of the pattern
     codes = torch.full((form.rows, form.cols), 2 ** (values.bits - 1), dtype=torch.uint8)
     codes[form.mask] = values.codes().reshape(-1)
-    return Grid(Scheme(values.bits, True, group), codes, values.scale.detach(), None)
+    scheme = Scheme(values.bits, True, group, values.activations)
+    return Grid(scheme, codes, values.scale.detach(), None, values.input_scale)
