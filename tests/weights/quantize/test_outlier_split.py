@@ -51,7 +51,7 @@ def slow(weight, x, threshold):
     step = (weight[:, rest].abs().amax(1) / 127.5).half().float()
     codes = (weight[:, rest] / step[:, None]).round().clamp(-128, 127)
     for i, row in enumerate(x):
-        size = row[rest].abs().max() * (1 / 127.5)  # as there: the least value is a tie
+        size = row[rest].abs().max() / 127.5  # as there: the least value is a tie
         levels = (row[rest] / size).round().clamp(-128, 127)
         out[i] = (codes @ levels) * step * size + weight[:, big] @ row[big]
     return out
