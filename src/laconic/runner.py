@@ -112,7 +112,7 @@ def checkpointed(
     summary = run.work.finished(name)
     if summary is None:
         start = time.perf_counter()
-        with _given_on() as said:
+        with told_once() as said:
             details = work(run, index, name)
         saved = save_state(run, name)
         quality = measure.evaluate(run.model, run.task, device=run.device) if run.task else None
@@ -134,7 +134,7 @@ def checkpointed(
 
 
 @contextmanager
-def _given_on() -> Iterator[list[str]]:
+def told_once() -> Iterator[list[str]]:
     """Give each warning of the block on once, and yield a list that then holds laconic's own."""
     told: list[str] = []
     with warnings.catch_warnings(record=True) as said:
@@ -191,7 +191,7 @@ def rewrite_ahead(run: Run, indices: range) -> None:
         name = f"step-{index + 1:02d}-rewritten"
         held = run.work.finished(name)
         if held is None:
-            with _given_on() as said:
+            with told_once() as said:
                 told = rewrite(run, index, name)
             save_state(run, name)
             held = {"told": told, "warnings": said}

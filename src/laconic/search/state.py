@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,10 +24,11 @@ from laconic.budget import (
 )
 from laconic.budget.table import Assignment
 from laconic.checkpoints import WorkFolder
-from laconic.errors import ConfigError, LaconicWarning
+from laconic.errors import ConfigError
 from laconic.files import write_atomic
 from laconic.outcome import example_of
 from laconic.progress import Progress
+from laconic.runner import told_once
 from laconic.search.builder import Builder
 from laconic.search.evaluator import EvaluatorJob, build_evaluator
 from laconic.search.families import Point, compared
@@ -234,16 +234,3 @@ def open_fitness(
 def by_table(assignments: list[Assignment], minibatch: Minibatch, /) -> list[float]:
     """Return the summed errors of assignments by the table."""
     return [assignment.error for assignment in assignments]
-
-
-@contextmanager
-def told_once() -> Iterator[list[str]]:
-    """Give each warning of the block on once, and yield a list that then holds laconic's own."""
-    told: list[str] = []
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        yield told
-    once = {(str(w.message), w.category): w for w in said}
-    told += [text for text, category in once if issubclass(category, LaconicWarning)]
-    for w in once.values():
-        warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)

@@ -14,7 +14,7 @@ from torch import Tensor
 from laconic.errors import ConfigError, RecipeError, nearest
 from laconic.forms.base import Form
 from laconic.forms.layout import Layout
-from laconic.settings import bounds_of, check_settings
+from laconic.settings import bounds_of, check_settings, setting
 
 if TYPE_CHECKING:
     from torch import nn
@@ -304,6 +304,31 @@ class LayerStep(Step):
         Empty where the method has no dial between size and quality.
         """
         return ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompensatedStep(LayerStep, ABC):
+    """A step that works on matrices with the inputs that the compressed layers before it give.
+
+    Args:
+        true_sequential: Layers of a block go in the order in which they run, and each sees what
+            the compressed ones before it give; else all of a block see its original layers.
+    """
+
+    default_types: ClassVar[tuple[SiteKind, ...]] = ("linear", "conv")
+    supported_types: ClassVar[tuple[SiteKind, ...]] = ("linear", "conv", "experts")
+
+    true_sequential: bool = setting(False, help="Layers of a block go one after another.")
+
+    @property
+    def propagate(self) -> Literal["original", "compensated"]:
+        """Return ``compensated``: each block sees what the compressed blocks before it give."""
+        return "compensated"
+
+    @property
+    def sequential(self) -> bool:
+        """Return whether layers of a block see the compressed ones before them."""
+        return self.true_sequential
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, Self
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from laconic.forms.quantized import Quantized
 from laconic.forms.sparse import Sparse
 from laconic.registry import method
 from laconic.settings import setting
-from laconic.weights.base import Site, SiteKind, Statistic
+from laconic.weights.base import CompensatedStep, Site, Statistic
 from laconic.weights.checks import finite_matrix, rows_by_group
 from laconic.weights.prune._select import smallest, smallest_in_groups
 from laconic.weights.prune._step import PruneStep, held_values, sparse_form, sparse_sketch
@@ -31,7 +31,7 @@ from laconic.weights.second_order import inverse_factor, sweep
 
 @method("sparsegpt", family="prune", source="Frantar and Alistarh 2023")
 @dataclass(frozen=True, kw_only=True)
-class SparseGpt(PruneStep):
+class SparseGpt(CompensatedStep, PruneStep):
     """Prune so that the layer's output on calibration data changes least.
 
     Args:
@@ -64,12 +64,8 @@ class SparseGpt(PruneStep):
     and by group, fitted when a group is reached, as GPTQ does; a block is of whole groups then.
     """
 
-    default_types: ClassVar[tuple[SiteKind, ...]] = ("linear", "conv")
-    supported_types: ClassVar[tuple[SiteKind, ...]] = ("linear", "conv", "experts")
-
     damping: float = setting(0.01, help="Share of the mean diagonal added.", low=0.0, high=1.0)
     block: int = setting(128, help="Columns whose weights compete.", low=1)
-    true_sequential: bool = setting(False, help="Layers of a block go one after another.")
     bits: int | None = setting(None, help="Bits of the weights that stay.", low=2, high=8)
     group_size: int | Literal["auto", "channel"] = setting(
         "auto", help="Inputs that share one scale, where bits are given."
@@ -105,16 +101,6 @@ class SparseGpt(PruneStep):
     def needs(self) -> frozenset[Statistic]:
         """Return the Gram matrix of the inputs."""
         return frozenset({"gram"})
-
-    @property
-    def propagate(self) -> Literal["original", "compensated"]:
-        """Return ``compensated``: each block sees what the compressed blocks before it give."""
-        return "compensated"
-
-    @property
-    def sequential(self) -> bool:
-        """Return whether layers of a block see the compressed ones before them."""
-        return self.true_sequential
 
     def sketch(self, form: Form, *, site: str) -> Form:
         """Return the form without values: sparse, or quantized where bits are without pattern."""

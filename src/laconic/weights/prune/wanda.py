@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import floor
-from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -12,8 +11,7 @@ from torch import Tensor
 from laconic.forms.base import Form
 from laconic.forms.sparse import Sparse
 from laconic.registry import method
-from laconic.settings import setting
-from laconic.weights.base import Site, SiteKind, Statistic
+from laconic.weights.base import CompensatedStep, Site, Statistic
 from laconic.weights.checks import finite_matrix
 from laconic.weights.prune._select import smallest_in_groups, smallest_per_row
 from laconic.weights.prune._step import PruneStep, held_values, sparse_form, sparse_sketch
@@ -23,7 +21,7 @@ _SLACK = 1e-9  # so that 0.29 * 100 counts as 29
 
 @method("wanda", family="prune", source="Sun, Liu, Bair, Kolter 2024")
 @dataclass(frozen=True, kw_only=True)
-class Wanda(PruneStep):
+class Wanda(CompensatedStep, PruneStep):
     """Set the weights of least ``|w| * ||x||`` in every row to zero; the others stay as they are.
 
     ``||x||`` is the root mean square of the weight's input on calibration data. Weights compete
@@ -46,25 +44,10 @@ class Wanda(PruneStep):
     Source: Sun, Liu, Bair and Kolter 2024, section 3 and algorithm 1; ties go to the lowest index.
     """
 
-    default_types: ClassVar[tuple[SiteKind, ...]] = ("linear", "conv")
-    supported_types: ClassVar[tuple[SiteKind, ...]] = ("linear", "conv", "experts")
-
-    true_sequential: bool = setting(False, help="Layers of a block go one after another.")
-
     @property
     def needs(self) -> frozenset[Statistic]:
         """Return the mean squares of the inputs."""
         return frozenset({"sumsq"})
-
-    @property
-    def propagate(self) -> Literal["original", "compensated"]:
-        """Return ``compensated``: each block sees what the pruned blocks before it give."""
-        return "compensated"
-
-    @property
-    def sequential(self) -> bool:
-        """Return whether layers of a block see the pruned ones before them."""
-        return self.true_sequential
 
     def sketch(self, form: Form, *, site: str) -> Form:
         """Return the sparse form without values: every row keeps as many."""

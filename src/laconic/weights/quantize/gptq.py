@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from laconic.forms.permuted import Permuted
 from laconic.forms.sparse import Sparse
 from laconic.registry import method
 from laconic.settings import setting
-from laconic.weights.base import Site, SiteKind, Statistic
+from laconic.weights.base import CompensatedStep, Site, Statistic
 from laconic.weights.checks import finite_matrix, rows_by_group
 from laconic.weights.quantize._step import UniformStep
 from laconic.weights.quantize._uniform import Grid
@@ -25,7 +25,7 @@ from laconic.weights.second_order import inverse_factor, sweep
 
 @method("gptq", family="quantize", source="Frantar, Ashkboos, Hoefler, Alistarh 2023")
 @dataclass(frozen=True, kw_only=True)
-class Gptq(UniformStep):
+class Gptq(CompensatedStep, UniformStep):
     """Round weights so that the layer's output on calibration data changes least.
 
     After sparse forms the zeros stay zero and only the kept values are rounded.
@@ -62,30 +62,16 @@ class Gptq(UniformStep):
     group scales are static by default, as later codes do.
     """
 
-    default_types: ClassVar[tuple[SiteKind, ...]] = ("linear", "conv")
-    supported_types: ClassVar[tuple[SiteKind, ...]] = ("linear", "conv", "experts")
-
     order: Literal["static", "none", "dynamic"] = setting(
         "static", help="Order in which columns go."
     )
     damping: float = setting(0.01, help="Share of the mean diagonal added.", low=0.0, high=1.0)
     block: int = setting(128, help="Columns after which the error is carried on.", low=1)
-    true_sequential: bool = setting(False, help="Layers of a block go one after another.")
 
     @property
     def needs(self) -> frozenset[Statistic]:
         """Return the Gram matrix of the inputs, and what a static scale of them is made of."""
         return super().needs | {"gram"}
-
-    @property
-    def propagate(self) -> Literal["original", "compensated"]:
-        """Return ``compensated``: each block sees what the compressed blocks before it give."""
-        return "compensated"
-
-    @property
-    def sequential(self) -> bool:
-        """Return whether layers of a block see the compressed ones before them."""
-        return self.true_sequential
 
     def check_form(self, form: Form) -> None:
         """Refuse a form that is neither dense nor sparse with dense values."""

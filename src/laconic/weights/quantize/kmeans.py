@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from laconic.forms.base import Form
 from laconic.forms.codebook import Codebook
 from laconic.forms.dense import Dense
-from laconic.forms.sparse import Sparse
 from laconic.registry import method
 from laconic.settings import setting
-from laconic.weights.base import LayerStep, Site, Statistic
-from laconic.weights.checks import finite, has_dense, replace_dense
+from laconic.weights.checks import finite
 from laconic.weights.quantize._clusters import cluster, nearest
-from laconic.weights.quantize._importance import input_squares
+from laconic.weights.quantize._codebooks import CodebookStep
 
 
 @method("kmeans", family="quantize", source="Han, Mao, Dally 2016 (Deep Compression)")
 @dataclass(frozen=True, kw_only=True)
-class KMeans(LayerStep):
+class KMeans(CodebookStep):
     """Replace weights by the nearest of ``2**bits`` values per layer, found by k-means.
 
     Works on whatever is dense in a form, such as the values that pruning left. The table can be
@@ -46,52 +43,20 @@ class KMeans(LayerStep):
     kept; a centre that loses all its weights is moved to the weight that is served worst.
     """
 
-    shorthand: ClassVar[str | None] = "bits"
-
     bits: int = setting(4, help="Stored bits per weight, without the table.", low=1, high=8)
-    weighting: Literal["none", "gram"] = setting("none", help="How errors count.")
-
-    @property
-    def needs(self) -> frozenset[Statistic]:
-        """Return the mean squares of inputs, where errors are weighted."""
-        return frozenset({"sumsq"}) if self.weighting == "gram" else frozenset()
 
     def levels(self) -> tuple[Self, ...]:
         """Return the step at 1 to 6 and 8 bits."""
         return tuple(replace(self, bits=bits) for bits in (1, 2, 3, 4, 5, 6, 8))
 
-    def sketch(self, form: Form, *, site: str) -> Form:
-        """Return the form with a codebook in place of its dense parts, on the meta device."""
-        self._check_form(form)
+    def codebook_sketch(self, dense: Dense, *, site: str) -> Codebook:
+        """Return the codes and one table, without values."""
+        codes = torch.empty(dense.rows, dense.cols, dtype=torch.uint8, device="meta")
+        table = torch.empty(2**self.bits, 1, dtype=dense.dtype, device="meta")
+        return Codebook(codes, table, shape=dense.shape, dtype=dense.dtype)
 
-        def change(dense: Dense, path: str) -> Form:
-            codes = torch.empty(dense.rows, dense.cols, dtype=torch.uint8, device="meta")
-            table = torch.empty(2**self.bits, 1, dtype=dense.dtype, device="meta")
-            return Codebook(codes, table, shape=dense.shape, dtype=dense.dtype)
-
-        return replace_dense(form, change)
-
-    def fit(self, site: Site, generator: torch.Generator) -> Form:
-        """Return the site's form with a codebook in place of its dense parts."""
-        self._check_form(site.form)
-        importance = input_squares(site) if self.weighting == "gram" else None
-
-        def change(dense: Dense, path: str) -> Form:
-            name = f"{site.name} ({path})" if path else site.name
-            return self._codebook(dense, importance, site=name)
-
-        return replace_dense(site.form, change)
-
-    def _check_form(self, form: Form) -> None:
-        if not has_dense(form):
-            raise self.refuse(form, "it has no dense part left; quantize a weight once.")
-        inner = form.values if isinstance(form, Sparse) else form
-        if self.weighting == "gram" and not isinstance(inner, Dense):
-            raise self.refuse(
-                form, "weighting='gram' needs a dense weight or values of a sparse one."
-            )
-
-    def _codebook(self, dense: Dense, importance: Tensor | None, *, site: str) -> Codebook:
+    def codebook(self, dense: Dense, importance: Tensor | None, *, site: str) -> Codebook:
+        """Return the codes of the nearest centres, and the centres."""
         values = finite(dense.dense().detach(), site=site).float().reshape(-1)
         if values.numel() == 0:
             centres = values.new_zeros(2**self.bits)

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, Self
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
 
 from laconic.errors import ConfigError
-from laconic.forms.base import Form
 from laconic.forms.codebook import Codebook
 from laconic.forms.dense import Dense
 from laconic.forms.quantized import Quantized
-from laconic.forms.sparse import Sparse
 from laconic.registry import method
 from laconic.settings import setting
-from laconic.weights.base import LayerStep, Site, Statistic
-from laconic.weights.checks import finite, has_dense, replace_dense
+from laconic.weights.checks import finite
 from laconic.weights.quantize._clusters import cluster, nearest
-from laconic.weights.quantize._importance import input_squares
+from laconic.weights.quantize._codebooks import CodebookStep
 from laconic.weights.quantize._uniform import ScaleType, resolve_group_size
 
 _SCALE_BLOCK = 256  # scales that share one step, section 3 of the paper
@@ -28,7 +25,7 @@ _SCALE_BITS = 8
 
 @method("nf4", family="quantize", source="Dettmers, Pagnoni, Holtzman, Zettlemoyer 2023 (QLoRA)")
 @dataclass(frozen=True, kw_only=True)
-class NormalFloat(LayerStep):
+class NormalFloat(CodebookStep):
     """Round every weight to the nearest of 16 normal quantiles times the block's largest weight.
 
     Works on whatever is dense in a form, needs no data, and keeps zero exact. Where a layer's
@@ -62,8 +59,6 @@ class NormalFloat(LayerStep):
     their block, where the paper takes off one mean and rounds to 8-bit floats.
     """
 
-    shorthand: ClassVar[str | None] = "bits"
-
     bits: int = setting(4, help="Stored bits per weight, without scales.", low=2, high=8)
     group_size: int | Literal["auto", "channel"] = setting(
         "auto", help="Weights of a block; must divide the layer's input.", low=1
@@ -74,7 +69,6 @@ class NormalFloat(LayerStep):
     double: bool = setting(True, help="Hold scales in 8 bits.")
     scale_dtype: ScaleType = setting("float32", help="Type of scales that are not held in 8 bits.")
     table: Literal["normal", "learned"] = setting("normal", help="Where the levels come from.")
-    weighting: Literal["none", "gram"] = setting("none", help="How errors count.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -84,58 +78,28 @@ class NormalFloat(LayerStep):
                 "leave weighting at 'none'."
             )
 
-    @property
-    def needs(self) -> frozenset[Statistic]:
-        """Return the mean squares of inputs, where errors are weighted."""
-        return frozenset({"sumsq"}) if self.weighting == "gram" else frozenset()
-
     def levels(self) -> tuple[Self, ...]:
         """Return the step at 2, 3, 4, 5, 6 and 8 bits."""
         return tuple(replace(self, bits=bits) for bits in (2, 3, 4, 5, 6, 8))
 
-    def sketch(self, form: Form, *, site: str) -> Form:
-        """Return the form with a codebook in place of its dense parts, on the meta device."""
-        self._check_form(form)
-
-        def change(dense: Dense, path: str) -> Form:
-            size = self._group(dense, site=f"{site} ({path})" if path else site)
-            width = dense.cols // size
-            return Codebook.empty(
-                dense.shape,
-                dense.dtype,
-                entries=2**self.bits,
-                table_dtype=torch.float32,
-                scale_dtype=getattr(torch, self.scale_dtype),
-                scale=_scales_sketch(dense.rows * width) if self.double else None,
-                group_size=size,
-            )
-
-        return replace_dense(form, change)
-
-    def fit(self, site: Site, generator: torch.Generator) -> Form:
-        """Return the site's form with a codebook in place of its dense parts."""
-        self._check_form(site.form)
-        importance = input_squares(site) if self.weighting == "gram" else None
-
-        def change(dense: Dense, path: str) -> Form:
-            name = f"{site.name} ({path})" if path else site.name
-            return self._codebook(dense, importance, site=name)
-
-        return replace_dense(site.form, change)
-
-    def _check_form(self, form: Form) -> None:
-        if not has_dense(form):
-            raise self.refuse(form, "it has no dense part left; quantize a weight once.")
-        inner = form.values if isinstance(form, Sparse) else form
-        if self.weighting == "gram" and not isinstance(inner, Dense):
-            raise self.refuse(
-                form, "weighting='gram' needs a dense weight or values of a sparse one."
-            )
+    def codebook_sketch(self, dense: Dense, *, site: str) -> Codebook:
+        """Return codes, one table and the scales of the blocks, without values."""
+        size = self._group(dense, site=site)
+        return Codebook.empty(
+            dense.shape,
+            dense.dtype,
+            entries=2**self.bits,
+            table_dtype=torch.float32,
+            scale_dtype=getattr(torch, self.scale_dtype),
+            scale=_scales_sketch(dense.rows * (dense.cols // size)) if self.double else None,
+            group_size=size,
+        )
 
     def _group(self, dense: Dense, *, site: str) -> int:
         return resolve_group_size(self.group_size, dense.cols, site=site, most=self.group_limit)
 
-    def _codebook(self, dense: Dense, importance: Tensor | None, *, site: str) -> Codebook:
+    def codebook(self, dense: Dense, importance: Tensor | None, *, site: str) -> Codebook:
+        """Return codes of the nearest levels, the levels, and a scale for each block."""
         size = self._group(dense, site=site)
         blocks = finite(dense.dense().detach(), site=site).float().reshape(dense.rows, -1, size)
         absmax = blocks.abs().amax(-1) if blocks.numel() else blocks.sum(-1)  # (rows, blocks)
