@@ -108,10 +108,7 @@ def build_report(
         "skipped": unsupported(run.original),
         "trade_off": _trade_off(run, original, compressed) if baselines and task else [],
         "kernels": {name: chosen.kernel for name, chosen in decide(model).items()},
-        "warnings": [
-            *run.notes,
-            *(text for step in run.steps for text in step.get("warnings", ())),
-        ],
+        "warnings": [*run.notes, *(w for step in run.steps for w in step.get("warnings", ()))],
     }
 
 

@@ -20,6 +20,7 @@ Start = Literal["auto", "uniform", "random"] | Sequence[Assignment]
 _REDRAWS = 50  # draws for each initial state before those that differ count as exhausted
 
 
+# Long for its signature and docstring: every setting of the search is named and told here once.
 def evolve(
     table: LevelTable,
     fitness: Fitness,

@@ -87,6 +87,32 @@ def out_options(function: _Function) -> _Function:
     return function
 
 
+def build_options(function: _Function) -> _Function:
+    """Add what a command that leaves an artefact takes: ``--out`` to ``--baselines``."""
+    for option in (
+        click.option("--baselines", is_flag=True, help="Measure the naive baselines too."),
+        click.option(
+            "--latency", is_flag=True, help="Measure latency too, in turns with the original."
+        ),
+        click.option("--dry-run", is_flag=True, help="Print the plan and its bytes; do nothing."),
+        click.option("--resume", is_flag=True, help="Go on where a stopped run left off."),
+        click.option("--force", is_flag=True, help="Replace what stands at --out."),
+        click.option("--out", type=click.Path(path_type=Path), help="Folder to write."),
+    ):
+        function = option(function)
+    return function
+
+
+def require_out(out: Path | None, *, dry_run: bool) -> None:
+    """Refuse a run that would leave nothing.
+
+    Raises:
+        UsageError: Neither ``--out`` nor ``--dry-run`` is given.
+    """
+    if not dry_run and out is None:
+        raise click.UsageError("--out FOLDER is needed (or --dry-run).")
+
+
 def pairs(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> dict[str, Any]:
     import yaml
 

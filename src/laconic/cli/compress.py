@@ -14,12 +14,14 @@ import click
 from laconic.cli._group import Command
 from laconic.cli._options import (
     budget_text,
+    build_options,
     command_line,
     data_options,
     json_option,
     load,
     prepare,
     require_apart,
+    require_out,
     run_options,
     weights_option,
 )
@@ -45,6 +47,7 @@ EXAMPLES = (
 )
 
 
+# Long for its options: click hands over every one of them by name.
 @click.command(cls=Command, examples=EXAMPLES)
 @click.argument("model")
 @click.option("--recipe", required=True, help="A built-in recipe or a .yaml file.")
@@ -67,12 +70,7 @@ EXAMPLES = (
     "package.module:factory builds.",
 )
 @data_options
-@click.option("--out", type=click.Path(path_type=Path), help="Folder to write.")
-@click.option("--force", is_flag=True, help="Replace what stands at --out.")
-@click.option("--resume", is_flag=True, help="Go on where a stopped run left off.")
-@click.option("--dry-run", is_flag=True, help="Print the plan and its predicted bytes; do nothing.")
-@click.option("--latency", is_flag=True, help="Measure latency too, in turns with the original.")
-@click.option("--baselines", is_flag=True, help="Measure plain rounding at several bits too.")
+@build_options
 @run_options
 @json_option
 def command(
@@ -100,8 +98,7 @@ def command(
     Writes a folder with the model, report.json and report.html, and prints original beside
     compressed. A run that is stopped goes on with --resume and ends in the same bytes.
     """
-    if not dry_run and out is None:
-        raise click.UsageError("--out FOLDER is needed (or --dry-run).")
+    require_out(out, dry_run=dry_run)
     from laconic.files import refuse_existing
     from laconic.modelspec import hub_folder, initial_model
 

@@ -10,6 +10,7 @@ import click
 
 from laconic.cli._group import Command
 from laconic.cli._options import (
+    build_options,
     command_line,
     data_options,
     json_option,
@@ -17,6 +18,7 @@ from laconic.cli._options import (
     pairs,
     prepare,
     require_apart,
+    require_out,
     run_options,
     weights_option,
 )
@@ -55,6 +57,7 @@ def _budget(_: click.Context, __: click.Parameter, given: str) -> str:
     return given
 
 
+# Long for its options: click hands over every one of them by name.
 @click.command(cls=Command, examples=EXAMPLES)
 @click.argument("model")
 @click.option(
@@ -143,12 +146,7 @@ def _budget(_: click.Context, __: click.Parameter, given: str) -> str:
 )
 @weights_option
 @data_options
-@click.option("--out", type=click.Path(path_type=Path), help="Folder to write.")
-@click.option("--force", is_flag=True, help="Replace what stands at --out.")
-@click.option("--resume", is_flag=True, help="Go on where a stopped search left off.")
-@click.option("--dry-run", is_flag=True, help="Print the units and their levels; do nothing.")
-@click.option("--latency", is_flag=True, help="Measure latency too, in turns with the original.")
-@click.option("--baselines", is_flag=True, help="Measure every uniform level too.")
+@build_options
 @run_options
 @json_option
 def command(
@@ -189,8 +187,7 @@ def command(
     and builds the better of the two: a folder with the model, assignment.json, report.html and
     search.html. A search that is stopped goes on with --resume and ends in the same answer.
     """
-    if not dry_run and out is None:
-        raise click.UsageError("--out FOLDER is needed (or --dry-run).")
+    require_out(out, dry_run=dry_run)
     if levels == "layers":
         from laconic.cli._search_students import search_students
 

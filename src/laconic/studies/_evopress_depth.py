@@ -93,19 +93,25 @@ def study_depth(
         ),
         **_monotony(judge, parts, table, everything, drop, values),
     }
-    section = Section(
-        title=f"A. Depth: {drop} of {len(parts) // 2} attentions and of feed-forward parts dropped",
+    best_score = optimum / min(values[a.choice] for a in scored.values())
+    section = _section(len(parts) // 2, drop, everything.tokens, rows, facts)
+    return DepthFindings(ratios, share, best_score, section)
+
+
+def _section(
+    blocks: int, drop: int, tokens: int, rows: list[dict[str, Any]], facts: dict[str, Any]
+) -> Section:
+    return Section(
+        title=f"A. Depth: {drop} of {blocks} attentions and of feed-forward parts dropped",
         about=(
-            f"All {comb(len(parts) // 2, drop)} x {comb(len(parts) // 2, drop)} assignments are "
-            f"judged on {everything.tokens} tokens of search text; 'over the optimum' is there. "
-            "EvoPress drops parts of a block independently; greedy too, one at a time, judged "
-            "again each time; scores drop whole blocks in one shot."
+            f"All {comb(blocks, drop)} x {comb(blocks, drop)} assignments are judged on {tokens} "
+            "tokens of search text; 'over the optimum' is there. EvoPress drops parts of a block "
+            "independently; greedy too, one at a time, judged again each time; scores drop whole "
+            "blocks in one shot."
         ),
         rows=tuple(rows),
         facts=facts,
     )
-    best_score = optimum / min(values[a.choice] for a in scored.values())
-    return DepthFindings(ratios, share, best_score, section)
 
 
 def every_state(table: LevelTable, drop: int) -> list[Assignment]:

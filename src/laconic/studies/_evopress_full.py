@@ -117,6 +117,7 @@ class _Bench:
 
     @classmethod
     def of(cls, name: str, text: Path, conditions: Conditions) -> _Bench:
+        """Load a model by its hub name, and cut WikiText-2 into its three parts."""
         model, tokenizer = _model(name)
 
         def encode(document: str) -> list[int]:

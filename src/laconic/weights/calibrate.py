@@ -26,6 +26,7 @@ Needs = Mapping[str, frozenset[Statistic]]
 LIMIT_BYTES = 2**30
 
 
+# Long for its docstring: what is seen of which model, and when, is told here once.
 def gather_(
     model: nn.Module,
     sites: Sequence[Site],

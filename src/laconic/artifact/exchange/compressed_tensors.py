@@ -97,22 +97,26 @@ def export_compressed_tensors(
         _check_fused({name: grid.scheme for name, grid in grids.items()})
     warn_plain_inputs({n: f for n, f in forms_of(model).items() if n in report.dense})
     with folder_atomic(target, force=force) as work:
-        densify_(model)
-        linears = {n for n, m in model.named_modules() if isinstance(m, nn.Linear)}
-        with no_bars():
-            model.save_pretrained(work)
-        tensors = {f"{name}.weight": _tensors(grid) for name, grid in grids.items()}
-        _rewrite_shards(work, tensors)
-        _write_config(work, {n: g.scheme for n, g in grids.items()}, sorted(linears - set(grids)))
+        _write_model(work, model, grids)
         if corrections:
             write_adapter(work / ADAPTER, corrections)
         for file in work.rglob("*"):
             if file.is_file():
-                file.chmod(0o644)
+                file.chmod(0o644)  # whoever may read the folder may read its weights
         for name in manifest.files:
             if name not in (WEIGHTS, CONFIG, GENERATION):
                 shutil.copyfile(folder / name, work / name)
     return report
+
+
+def _write_model(work: Path, model: Any, grids: Mapping[str, Grid]) -> None:
+    """Write the model as transformers saves it, then put the packed layers in its shards."""
+    densify_(model)
+    linears = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    with no_bars():
+        model.save_pretrained(work)
+    _rewrite_shards(work, {f"{name}.weight": _tensors(grid) for name, grid in grids.items()})
+    _write_config(work, {n: g.scheme for n, g in grids.items()}, sorted(linears - set(grids)))
 
 
 def _collect(model: Any) -> tuple[dict[str, Grid], dict[str, LowRank], ExportReport]:

@@ -133,6 +133,7 @@ def _fit_(
     seen: dict[str, int] = {}
 
     def prepare(node: fx.Node, x: Tensor) -> None:
+        """Resize the layer of a node to what its input has."""
         path = str(node.target)
         layer = base.module.get_submodule(path)
         channel = int(x.shape[-1] if isinstance(layer, nn.Linear) else x.shape[1])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -80,41 +80,65 @@ def run_stage(
     if lab.reward.ratio_to == "base":
         base = lab._sized(blueprint.params, blueprint.macs, blueprint.spec)
     learner = Reinforce.start(policy, space.decisions, seed=seed)
-    history: list[dict[str, Any]] = []
     path = None if lab.folder is None else lab.folder / f"{stage}.pt"
     settings = [stage, rollouts, seed, str(learner.state()["spec"]), blueprint.spec.to_json()]
-    if path is not None and path.exists():
-        history = _take_up(path, settings, learner)
-    bar = (progress or NullProgress()).start(stage, iterations)
-    (progress or NullProgress()).advance(bar, len(history))
+    taken_up = path is not None and path.exists()
+    history = _take_up(path, settings, learner) if path and taken_up else []
+    shown = progress or NullProgress()
+    bar = shown.start(stage, iterations)
+    shown.advance(bar, len(history))
+    children = _children(lab, history, start)
+    while len(history) < iterations:
+        actions = learner.sample(space.decisions, rollouts)
+        made = lab.judge(
+            space, actions.tolist(), base=base, iteration=len(history), weights=weights
+        )
+        row = _row(lab, made, children, base, stage=stage, number=len(history))
+        row["baseline"] = learner.baseline
+        row["entropy"] = learner.entropy(space.decisions, actions)
+        _remember(children, made)
+        history.append(row)
+        learner.update(space.decisions, actions, torch.tensor(row["rewards"]))
+        _write(path, settings, learner, history)
+        shown.advance(bar, note=f"reward {row['mean']:.3f}")
+    shown.finish(bar)
+    best = best_of(lab, children, base)
+    return StageResult(stage, best, lab.plain(best, base), history, learner.policy, children)
+
+
+def _children(
+    lab: Lab, history: Sequence[Mapping[str, Any]], start: Child | None
+) -> dict[str, Child]:
+    """Return the children that a history speaks of, as the lab holds them."""
     children: dict[str, Child] = {} if start is None else {start.key: start}
     held = {child.key: child for child in lab.children}
     for row in history:
         pairs = zip(row["keys"], row["actions"], strict=True)
         _remember(children, [replace(held[k], told=told) for k, told in pairs if k in held])
-    while len(history) < iterations:
-        number = len(history)
-        actions = learner.sample(space.decisions, rollouts)
-        made = lab.judge(space, actions.tolist(), base=base, iteration=number, weights=weights)
-        fresh = {child.key for child in made} - {"", *children}
-        _remember(children, made)
-        rewards = [lab.value(child, number, base) for child in made]
-        history.append(
-            {
-                "stage": stage, "iteration": number, "rewards": rewards,
-                "mean": sum(rewards) / len(rewards), "baseline": learner.baseline,
-                "entropy": learner.entropy(space.decisions, actions),
-                "keys": [child.key for child in made], "new": len(fresh),
-                "actions": [dict(child.told) for child in made],
-                "kept": sum(lab.keeps_limits(child) for child in made),
-            }
-        )  # fmt: skip
-        learner.update(space.decisions, actions, torch.tensor(rewards))
-        _write(path, settings, learner, history)
-        (progress or NullProgress()).advance(bar, note=f"reward {history[-1]['mean']:.3f}")
-    (progress or NullProgress()).finish(bar)
-    best = best_of(lab, children, base)
-    return StageResult(stage, best, lab.plain(best, base), history, learner.policy, children)
+    return children
+
+
+def _row(
+    lab: Lab,
+    made: Sequence[Child],
+    known: Mapping[str, Child],
+    base: Sized | None,
+    *,
+    stage: Stage,
+    number: int,
+) -> dict[str, Any]:
+    """Return what one iteration made, as plain values."""
+    rewards = [lab.value(child, number, base) for child in made]
+    return {
+        "stage": stage,
+        "iteration": number,
+        "rewards": rewards,
+        "mean": sum(rewards) / len(rewards),
+        "keys": [child.key for child in made],
+        "new": len({child.key for child in made} - {"", *known}),
+        "actions": [dict(child.told) for child in made],
+        "kept": sum(lab.keeps_limits(child) for child in made),
+    }
 
 
 def best_of(lab: Lab, children: Mapping[str, Child], base: Sized | None = None) -> Child:
