@@ -188,3 +188,13 @@ def test_methods_are_set_as_the_tables_say(rank_alone: None) -> None:
     }
     assert figures["steps"] == 6
     assert len(trainers["DGC"].valid) == 320 // 20
+
+
+def test_the_committed_result_is_of_these_bars() -> None:
+    path = Path(__file__).resolve().parents[2] / "results/studies/dgc.small.json"
+    saved = json.loads(path.read_text())
+    assert [(bar["name"], bar["limit"]) for bar in saved["bars"]] == [
+        (bar.name, bar.limit) for bar in dgc.STUDY.bars["small"]
+    ]
+    facts = saved["figures"]["A"]["facts"]
+    assert facts["weights bit-equal on all ranks after every training"] == "yes"

@@ -82,18 +82,15 @@ def run_stage(
     learner = Reinforce.start(policy, space.decisions, seed=seed)
     path = None if lab.folder is None else lab.folder / f"{stage}.pt"
     settings = [stage, rollouts, seed, str(learner.state()["spec"]), blueprint.spec.to_json()]
-    taken_up = path is not None and path.exists()
-    history = _take_up(path, settings, learner) if path and taken_up else []
+    history = _take_up(path, settings, learner) if path and path.exists() else []
     shown = progress or NullProgress()
     bar = shown.start(stage, iterations)
     shown.advance(bar, len(history))
     children = _children(lab, history, start)
     while len(history) < iterations:
-        actions = learner.sample(space.decisions, rollouts)
-        made = lab.judge(
-            space, actions.tolist(), base=base, iteration=len(history), weights=weights
-        )
-        row = _row(lab, made, children, base, stage=stage, number=len(history))
+        number, actions = len(history), learner.sample(space.decisions, rollouts)
+        made = lab.judge(space, actions.tolist(), base=base, iteration=number, weights=weights)
+        row = _row(lab, made, children, base, stage=stage, number=number)
         row["baseline"] = learner.baseline
         row["entropy"] = learner.entropy(space.decisions, actions)
         _remember(children, made)
