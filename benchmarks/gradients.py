@@ -125,7 +125,7 @@ def throughput() -> list[dict[str, Any]]:
     size = sum(4 * g.numel() for g in gradients)
     flat = torch.cat([g.reshape(-1) for g in gradients])
     target = torch.empty_like(flat)
-    copied = _fastest(lambda: target.copy_(flat))
+    copied = _median(lambda: target.copy_(flat))
     rows = [{"variant": "memory copy", "gbytes_s": size / copied / 1e9}]
     for variant in VARIANTS:
         if variant["method"] in ("ddp", "torch-fp16", "torch-powersgd", "no-exchange"):
@@ -137,12 +137,12 @@ def throughput() -> list[dict[str, Any]]:
         def step(state: Any = state) -> None:
             state.exchange.take(FakeBucket(0, parameters, gradients, last=True))
 
-        seconds = _fastest(step)
+        seconds = _median(step)
         rows.append({"variant": variant["label"], "gbytes_s": size / seconds / 1e9})
     return rows
 
 
-def _fastest(work: Any, repeats: int = 7) -> float:
+def _median(work: Any, repeats: int = 7) -> float:
     work()
     times = []
     for _ in range(repeats):
