@@ -24,6 +24,7 @@ class CodebookStep(LayerStep, ABC):
     """A step that leaves a codebook in place of whatever is dense in a form.
 
     Args:
+        bits: Stored bits per weight, 1..8, without the table.
         weighting: ``"gram"`` counts the squared error of each weight by the mean square of its
             input, which needs calibration data; ``"none"`` counts all alike. Only for dense
             weights and values of sparse ones.
@@ -31,6 +32,7 @@ class CodebookStep(LayerStep, ABC):
 
     shorthand: ClassVar[str | None] = "bits"
 
+    bits: int = setting(4, help="Stored bits per weight, without the table.", low=1, high=8)
     weighting: Literal["none", "gram"] = setting("none", help="How errors count.")
 
     @property

@@ -11,7 +11,6 @@ from torch import Tensor
 from laconic.forms.codebook import Codebook
 from laconic.forms.dense import Dense
 from laconic.registry import method
-from laconic.settings import setting
 from laconic.weights.checks import finite
 from laconic.weights.quantize._clusters import cluster, nearest
 from laconic.weights.quantize._codebooks import CodebookStep
@@ -42,8 +41,6 @@ class KMeans(CodebookStep):
     Differs: beside their linear start one by dynamic programming is tried and the better end is
     kept; a centre that loses all its weights is moved to the weight that is served worst.
     """
-
-    bits: int = setting(4, help="Stored bits per weight, without the table.", low=1, high=8)
 
     def levels(self) -> tuple[Self, ...]:
         """Return the step at 1 to 6 and 8 bits."""
